@@ -1,0 +1,89 @@
+//! What an error of the database means for whoever was talking to it.
+
+use std::error::Error as _;
+
+use tokio_postgres::Error;
+use tokio_postgres::error::SqlState;
+
+/// What to do about a failed statement. The one table that maps an SQLSTATE to a policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// The connection is gone or cannot be used (server restarting, failover, read-only primary):
+    /// connect again with backoff, read the cursor, go on.
+    Connection,
+    /// Somebody else was in the way (lock timeout, deadlock, serialisation, statement timeout):
+    /// try again with backoff and a smaller batch.
+    Contention,
+    /// The server is short of something (disk, memory, connections): try again with backoff.
+    Resources,
+    /// A row cannot be changed as asked (bad data, a violated constraint, a raising trigger).
+    Data,
+    /// The statement itself is wrong (a dropped column, a revoked right): trying again is useless.
+    Statement,
+}
+
+impl Failure {
+    /// Classifies `error` by its SQLSTATE; an error without one is a lost connection.
+    #[must_use]
+    pub fn of(error: &Error) -> Self {
+        let Some(state) = error.code() else { return Self::Connection };
+        match *state {
+            SqlState::LOCK_NOT_AVAILABLE
+            | SqlState::T_R_SERIALIZATION_FAILURE
+            | SqlState::T_R_DEADLOCK_DETECTED
+            | SqlState::QUERY_CANCELED => Self::Contention,
+            SqlState::ADMIN_SHUTDOWN
+            | SqlState::CRASH_SHUTDOWN
+            | SqlState::CANNOT_CONNECT_NOW
+            | SqlState::IDLE_SESSION_TIMEOUT
+            | SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT
+            | SqlState::READ_ONLY_SQL_TRANSACTION => Self::Connection,
+            SqlState::RAISE_EXCEPTION => Self::Data,
+            _ => match &state.code()[..2] {
+                "08" => Self::Connection,
+                "53" => Self::Resources,
+                "22" | "23" | "44" => Self::Data,
+                _ => Self::Statement,
+            },
+        }
+    }
+
+    /// The word under which a retry is counted and reported.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connection => "connection",
+            Self::Contention => "contention",
+            Self::Resources => "resources",
+            Self::Data => "data",
+            Self::Statement => "statement",
+        }
+    }
+}
+
+/// Tells an error in full, on one line: the server's message, detail and hint with the SQLSTATE, or
+/// the chain of causes when the server said nothing.
+#[must_use]
+pub fn describe(error: &Error) -> String {
+    if let Some(told) = error.as_db_error() {
+        let mut text = told.message().to_owned();
+        if let Some(detail) = told.detail() {
+            text.push_str(&format!("; detail: {detail}"));
+        }
+        if let Some(hint) = told.hint() {
+            text.push_str(&format!("; hint: {hint}"));
+        }
+        text.push_str(&format!(" (SQLSTATE {})", told.code().code()));
+        return text.replace('\n', " ");
+    }
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(&format!(": {inner_text}"));
+        }
+        cause = inner.source();
+    }
+    text.replace('\n', " ")
+}

@@ -1,0 +1,25 @@
+//! Talking to PostgreSQL: where it is, how to connect, how names and values are written into a
+//! statement, and what an error means.
+//!
+//! The lowest room: it knows nothing of jobs, slices or daemons, and imports no other room.
+
+pub mod failure;
+mod key_value;
+mod target;
+
+pub use failure::{Failure, describe};
+pub use key_value::{KeyValue, key_parameters};
+pub use target::{ConnectError, Database, Target, TargetError};
+
+/// Writes a name as a quoted SQL identifier: `users` becomes `"users"`.
+#[must_use]
+pub fn identifier(name: &str) -> String {
+    postgres_protocol::escape::escape_identifier(name)
+}
+
+/// Writes a text as a quoted SQL literal: `it's` becomes `'it''s'`.
+#[must_use]
+pub fn literal(text: &str) -> String {
+    // The library puts a blank before a literal that needs the E'' form.
+    postgres_protocol::escape::escape_literal(text).trim_start().to_owned()
+}

@@ -1,0 +1,303 @@
+//! Which database, and connections to it.
+
+use std::env;
+use std::fmt;
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
+use futures_util::future::poll_fn;
+use tokio::sync::mpsc;
+use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
+
+use super::failure::{Failure, describe};
+
+/// How long one attempt to connect may take before it counts as failed.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long sent data may stay unacknowledged: a host that vanished is noticed within this.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A database address that could not be understood.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// The URL does not parse. The URL itself is left out: it may hold a password.
+    #[error(
+        "database.url is not a PostgreSQL URL ({0}): write postgres://USER@HOST:PORT/DATABASE or 'host=... dbname=...'"
+    )]
+    Url(String),
+    /// A libpq variable holds something else than it should.
+    #[error("the environment variable {0} is not valid: {1}")]
+    Variable(&'static str, String),
+    /// TLS was asked for and is not there yet.
+    #[error(
+        "sslmode=require is not supported by this version (backfilld {version}): use sslmode=disable or prefer over a trusted network, or a local proxy that speaks TLS",
+        version = env!("CARGO_PKG_VERSION")
+    )]
+    Tls,
+    /// Nothing says which database to use.
+    #[error(
+        "no database is configured: give --database-url, or set database.url in the configuration file, DATABASE_URL, or the libpq variables (PGHOST, PGDATABASE, ...)"
+    )]
+    Missing,
+}
+
+/// A connection that could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The server was not reached or refused the connection.
+    #[error("cannot connect to {target}: {reason}{advice}")]
+    Refused {
+        /// The database, without secrets.
+        target: String,
+        /// What the server or the network said.
+        reason: String,
+        /// What to do, with its leading separator.
+        advice: &'static str,
+        /// Whether trying again later may help.
+        transient: bool,
+    },
+    /// Every connection of the pool was in use for too long.
+    #[error("no free connection in the pool of {0}: raise database.pool_size")]
+    PoolExhausted(String),
+}
+
+impl ConnectError {
+    /// Whether the same attempt may succeed later without anybody changing anything.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Refused { transient, .. } => *transient,
+            Self::PoolExhausted(_) => true,
+        }
+    }
+}
+
+/// Where the database is and how to log in. Its `Display` names host, port, database and user, and
+/// never the password.
+#[derive(Clone)]
+pub struct Target {
+    config: Config,
+}
+
+impl Target {
+    /// Reads a URL or a key=value string; without one, the variables of libpq.
+    pub fn from_settings(url: Option<&str>) -> Result<Self, TargetError> {
+        let mut config = match url {
+            Some(url) => Config::from_str(url).map_err(|error| TargetError::Url(describe(&error)))?,
+            None => Config::new(),
+        };
+        fill_from_libpq_variables(&mut config, url.is_none())?;
+        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+            return Err(TargetError::Missing);
+        }
+        if config.get_ssl_mode() == SslMode::Require {
+            return Err(TargetError::Tls);
+        }
+        if config.get_application_name().is_none() {
+            config.application_name("backfilld");
+        }
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(CONNECT_TIMEOUT);
+        }
+        if config.get_tcp_user_timeout().is_none() {
+            config.tcp_user_timeout(TCP_USER_TIMEOUT);
+        }
+        Ok(Self { config })
+    }
+
+    /// Opens one connection of its own, outside any pool.
+    pub async fn connect(&self) -> Result<Client, ConnectError> {
+        let (client, connection) =
+            self.config.connect(NoTls).await.map_err(|error| self.refused(&error))?;
+        // The task ends by itself when the client is dropped or the connection breaks; whoever
+        // holds the client sees the error there.
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    /// Opens a connection that listens on `channel`. Every notification is a message on the
+    /// receiver; the receiver closes when the connection does.
+    pub async fn listen(&self, channel: &str) -> Result<(Client, mpsc::Receiver<()>), ConnectError> {
+        let (client, mut connection) =
+            self.config.connect(NoTls).await.map_err(|error| self.refused(&error))?;
+        // One waiting wake-up is as good as many.
+        let (wake, woken) = mpsc::channel(1);
+        tokio::spawn(async move {
+            while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+                if let AsyncMessage::Notification(_) = message {
+                    let _ = wake.try_send(());
+                }
+            }
+        });
+        client
+            .batch_execute(&format!("LISTEN {}", super::identifier(channel)))
+            .await
+            .map_err(|error| self.refused(&error))?;
+        Ok((client, woken))
+    }
+
+    fn refused(&self, error: &tokio_postgres::Error) -> ConnectError {
+        let code = error.code().map_or("", |state| state.code());
+        let advice = match code {
+            "28P01" | "28000" => ": check the user and the password, and pg_hba.conf on the server",
+            "3D000" => ": create the database, or correct its name in database.url",
+            "53300" => ": raise max_connections on the server, or lower database.pool_size",
+            "" => ": check host and port, and that the server runs",
+            _ => "",
+        };
+        // A missing password is found by the client and has no SQLSTATE.
+        let missing_password = error.to_string().contains("password");
+        ConnectError::Refused {
+            target: self.to_string(),
+            reason: describe(error),
+            advice: if missing_password && code.is_empty() { ": give a password" } else { advice },
+            transient: !missing_password
+                && matches!(Failure::of(error), Failure::Connection | Failure::Resources),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hosts: Vec<String> = self
+            .config
+            .get_hosts()
+            .iter()
+            .enumerate()
+            .map(|(index, host)| {
+                let ports = self.config.get_ports();
+                let port = ports.get(index).or(ports.first()).copied().unwrap_or(5432);
+                match host {
+                    Host::Tcp(name) => format!("{name}:{port}"),
+                    Host::Unix(path) => format!("{}:{port}", path.display()),
+                }
+            })
+            .collect();
+        let user = self.config.get_user().unwrap_or("(system user)");
+        let database = self.config.get_dbname().unwrap_or(user);
+        write!(out, "database \"{database}\" on {} as \"{user}\"", hosts.join(","))
+    }
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Target({self})")
+    }
+}
+
+/// Takes from the environment what the URL left open, as libpq does.
+fn fill_from_libpq_variables(config: &mut Config, alone: bool) -> Result<(), TargetError> {
+    let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+    if config.get_hosts().is_empty() {
+        match variable("PGHOST") {
+            Some(host) => {
+                config.host(host);
+            }
+            // Any one of the others says that libpq's defaults are meant.
+            None if !alone || variable("PGDATABASE").is_some() || variable("PGUSER").is_some() => {
+                config.host("localhost");
+            }
+            None => {}
+        }
+    }
+    if config.get_ports().is_empty()
+        && let Some(port) = variable("PGPORT")
+    {
+        config.port(port.parse().map_err(|_| TargetError::Variable("PGPORT", port.clone()))?);
+    }
+    if config.get_user().is_none()
+        && let Some(user) = variable("PGUSER").or_else(|| variable("USER"))
+    {
+        config.user(user);
+    }
+    if config.get_dbname().is_none()
+        && let Some(name) = variable("PGDATABASE")
+    {
+        config.dbname(name);
+    }
+    if config.get_password().is_none()
+        && let Some(password) = variable("PGPASSWORD")
+    {
+        config.password(password);
+    }
+    Ok(())
+}
+
+/// A pool of connections to one target.
+#[derive(Clone)]
+pub struct Database {
+    target: Target,
+    pool: Pool,
+}
+
+impl Database {
+    /// Prepares a pool of at most `pool_size` connections. Nothing is connected yet.
+    #[must_use]
+    pub fn new(target: Target, pool_size: usize) -> Self {
+        let manager = Manager::from_config(
+            target.config.clone(),
+            NoTls,
+            ManagerConfig { recycling_method: RecyclingMethod::Fast },
+        );
+        let pool = Pool::builder(manager)
+            .max_size(pool_size)
+            .wait_timeout(Some(CONNECT_TIMEOUT))
+            .create_timeout(Some(CONNECT_TIMEOUT))
+            .recycle_timeout(Some(CONNECT_TIMEOUT))
+            .runtime(Runtime::Tokio1)
+            .build()
+            .expect("a runtime is given, which is all that a pool with timeouts needs");
+        Self { target, pool }
+    }
+
+    /// The address that the pool connects to.
+    #[must_use]
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Takes a connection from the pool.
+    ///
+    /// Whoever is unsure of its state afterwards must drop it with [`Object::take`], not hand it back.
+    pub async fn get(&self) -> Result<Object, ConnectError> {
+        self.pool.get().await.map_err(|error| match error {
+            PoolError::Backend(error) => self.target.refused(&error),
+            PoolError::Timeout(deadpool_postgres::TimeoutType::Wait) => {
+                ConnectError::PoolExhausted(self.target.to_string())
+            }
+            other => ConnectError::Refused {
+                target: self.target.to_string(),
+                reason: other.to_string(),
+                advice: ": check host and port, and that the server runs",
+                transient: true,
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_never_shows_its_password() {
+        let target = Target::from_settings(Some("postgres://app:hunter2@db.internal:6432/shop")).unwrap();
+        let shown = format!("{target} {target:?}");
+        assert_eq!(target.to_string(), "database \"shop\" on db.internal:6432 as \"app\"");
+        assert!(!shown.contains("hunter2"));
+    }
+
+    #[test]
+    fn a_bad_url_is_refused_without_being_repeated() {
+        let error = Target::from_settings(Some("mysql://app:hunter2@db/shop")).unwrap_err().to_string();
+        assert!(error.contains("database.url"), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn tls_is_refused_by_name_rather_than_ignored() {
+        let error = Target::from_settings(Some("postgres://db/shop?sslmode=require")).unwrap_err();
+        assert!(matches!(error, TargetError::Tls));
+    }
+}

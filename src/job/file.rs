@@ -1,0 +1,196 @@
+//! Reading a job file.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::spec::{KNOWN_KEYS, Spec};
+
+/// A job file that cannot be used. Every message names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum JobFileError {
+    /// It cannot be read.
+    #[error("{path}: cannot read the job file: {error}", path = .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// It is not TOML, or a value has the wrong type.
+    #[error("{path}: {message}", path = .path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says, with line and column.
+        message: String,
+    },
+    /// It says something that is unknown, not supported or makes no sense.
+    #[error("{}", lines(.path, .problems))]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// One message a mistake, each with its key.
+        problems: Vec<String>,
+    },
+}
+
+fn lines(path: &Path, problems: &[String]) -> String {
+    let lines: Vec<String> =
+        problems.iter().map(|problem| format!("{}: {problem}", path.display())).collect();
+    lines.join("\n")
+}
+
+/// A job and the file it was read from.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Where it came from, for messages.
+    pub path: PathBuf,
+    /// What it says.
+    pub spec: Spec,
+}
+
+impl Job {
+    /// Reads and validates a job file. Asks nothing of any database.
+    pub fn read(path: &Path) -> Result<Self, JobFileError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| JobFileError::Read { path: path.to_owned(), error })?;
+        let parse = |error: toml::de::Error| JobFileError::Parse {
+            path: path.to_owned(),
+            message: error.to_string().trim_end().to_owned(),
+        };
+        let table: toml::Table = toml::from_str(&text).map_err(parse)?;
+        let invalid = |problems| JobFileError::Invalid { path: path.to_owned(), problems };
+        let mut problems = KNOWN_KEYS.check(&table);
+        if !["update", "delete", "copy", "move", "statement"].iter().any(|key| table.contains_key(*key)) {
+            problems.push(
+                "no operation: add a section [update] with set = { column = \"SQL expression\" } and where"
+                    .to_owned(),
+            );
+        }
+        if !problems.is_empty() {
+            return Err(invalid(problems));
+        }
+        // From the text again, not from the table: its errors know line and column.
+        let spec: Spec = toml::from_str(&text).map_err(parse)?;
+        let problems = spec.problems();
+        if !problems.is_empty() {
+            return Err(invalid(problems));
+        }
+        Ok(Self { path: path.to_owned(), spec })
+    }
+}
+
+impl Spec {
+    /// The spec as it is kept in the database.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        serde_json::to_value(self).expect("a spec has text keys and finite numbers")
+    }
+
+    /// Reads a spec from the database, where any role that may submit can have written it.
+    pub fn from_json(spec: &Value) -> Result<Self, Vec<String>> {
+        let spec: Self = serde_json::from_value(spec.clone()).map_err(|error| vec![error.to_string()])?;
+        match spec.problems() {
+            problems if problems.is_empty() => Ok(spec),
+            problems => Err(problems),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems_of(text: &str) -> String {
+        let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let error = Job::read(file.path()).map(|job| job.spec).expect_err("the file is wrong").to_string();
+        error.replace(&file.path().display().to_string(), "job.toml")
+    }
+
+    const GOOD: &str = "name = 'a'\ntable = 't'\n[update]\nset = { x = '1' }\n";
+
+    #[test]
+    fn what_is_written_is_kept_and_nothing_added() {
+        let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+        std::fs::write(file.path(), format!("{GOOD}where = 'x IS NULL'\n[batch]\ntarget_duration='20ms'\n")).unwrap();
+        let spec = Job::read(file.path()).unwrap().spec;
+        assert_eq!(
+            spec.to_json(),
+            serde_json::json!({"name": "a", "table": "t", "update": {"set": {"x": "1"}, "where": "x IS NULL"},
+                               "batch": {"target_duration": "20ms"}})
+        );
+        assert_eq!(Spec::from_json(&spec.to_json()), Ok(spec));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_the_nearest() {
+        assert_eq!(
+            problems_of(&format!("{GOOD}wehre = 'x'\n")),
+            "job.toml: unknown key update.wehre: did you mean where?"
+        );
+        assert_eq!(
+            problems_of("name='a'\ntabel='t'\n[update]\nset={x='1'}"),
+            "job.toml: unknown key tabel: did you mean table?"
+        );
+        assert_eq!(
+            problems_of(&format!("{GOOD}max_retries = 3\n")),
+            "job.toml: unknown key update.max_retries: max_retries belongs into [limits]"
+        );
+        assert_eq!(
+            problems_of(&format!("{GOOD}[limit]\nmax_retries = 3\n")),
+            "job.toml: unknown key limit: did you mean limits?"
+        );
+    }
+
+    #[test]
+    fn what_is_not_there_yet_is_refused_by_name() {
+        let told = problems_of(&format!("{GOOD}[finish]\nanalyze = true\n"));
+        assert!(told.starts_with("job.toml: finish is not supported by backfilld"), "{told}");
+        let told = problems_of(&format!("{GOOD}[walk]\nworkers = 4\nsweeps = 3\n"));
+        assert!(told.contains("walk.workers other than 1") && told.contains("walk.sweeps"), "{told}");
+        let told = problems_of("name='a'\ntable='t'\n[delete]\nwhere='x'");
+        assert!(told.contains("delete is not supported"), "{told}");
+        let told = problems_of("name='a'\ntable='t'");
+        assert!(told.contains("no operation"), "{told}");
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused_with_their_key() {
+        for (text, key) in [
+            ("[batch]\nmin_rows = 0", "batch.min_rows"),
+            ("[batch]\nmin_rows = 9\nmax_rows = 5", "batch.min_rows"),
+            ("[batch]\ntarget_duration = '0s'", "batch.target_duration"),
+            ("[limits]\nrows_per_second = -1", "limits.rows_per_second"),
+            ("[limits]\nlock_timeout = '0s'", "limits.lock_timeout"),
+            ("[walk]\nkey = []", "walk.key"),
+        ] {
+            let told = problems_of(&format!("{GOOD}{text}\n"));
+            assert!(told.starts_with(&format!("job.toml: {key}")), "{text}: {told}");
+        }
+        let told = problems_of("name='Bad Name'\ntable='t'\n[update]\nset={x='1'}");
+        assert!(told.contains("job.toml: name must"), "{told}");
+    }
+
+    #[test]
+    fn a_wrong_type_is_told_with_its_line() {
+        let told = problems_of(&format!("{GOOD}[batch]\ntarget_duration = 50\n"));
+        assert!(told.contains("line 6") && told.contains("a duration in quotes"), "{told}");
+        let told = problems_of(&format!("{GOOD}[walk]\nfrom = [1000]\n"));
+        assert!(told.contains("line 6") && told.contains("expected a string"), "{told}");
+    }
+
+    #[test]
+    fn defaults_do_not_contradict_what_was_given() {
+        let bounds = |batch: &str| {
+            let text = format!("name='a'\ntable='t'\nupdate={{set={{x='1'}}}}\nbatch={{{batch}}}");
+            let spec: Spec = toml::from_str(&text).unwrap();
+            assert_eq!(spec.problems(), Vec::<String>::new(), "{batch}");
+            spec.batch.bounds()
+        };
+        assert_eq!(bounds("max_rows = 5").initial_rows, 5);
+        assert_eq!(bounds("max_rows = 5").min_rows, 5);
+        assert_eq!(bounds("min_rows = 60000").max_rows, 60_000);
+    }
+}

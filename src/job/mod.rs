@@ -1,0 +1,16 @@
+//! Jobs as people write them: the job file, what is valid in it, and whether the database can do
+//! what it says.
+//!
+//! May use `database`, `state` and `walk`. Knows no daemon: [`preflight`] turns a spec into the
+//! [`crate::walk::Plan`] that a worker carries out.
+
+pub mod duration;
+pub mod file;
+pub mod known_keys;
+pub mod preflight;
+pub mod report;
+pub mod spec;
+
+pub use file::{Job, JobFileError};
+pub use preflight::{Preflight, PreflightError};
+pub use spec::Spec;

@@ -1,0 +1,224 @@
+//! What `check` tells about a job that can run: plan, size, triggers, indexes, warnings.
+
+use std::fmt::Write as _;
+
+use postgres_types::{ToSql, Type};
+use tokio_postgres::{Client, GenericClient};
+
+use super::preflight::Preflight;
+use super::spec::Spec;
+use crate::database::key_parameters;
+use crate::walk::estimate::{self, Estimate};
+use crate::walk::keyset::Start;
+
+/// A report on one job, for a person.
+pub async fn write(client: &mut Client, spec: &Spec, preflight: &Preflight) -> Result<String, tokio_postgres::Error> {
+    let keyset = &preflight.keyset;
+    let mut text = String::new();
+    let mut warnings = Vec::new();
+    let role: String = client.query_typed_one("SELECT current_user::text", &[]).await?.get(0);
+    let columns: Vec<&str> = spec.update.set.keys().map(String::as_str).collect();
+
+    let _ = writeln!(text, "job         {}", spec.name);
+    let _ = writeln!(text, "table       {}, {}", keyset.table, size(client, keyset.table.oid).await?);
+    let _ = writeln!(
+        text,
+        "key         ({}) by index {}, {}",
+        keyset.column_names().join(", "),
+        keyset.index,
+        match keyset.order {
+            crate::walk::keyset::Order::Ascending => "lowest first",
+            crate::walk::keyset::Order::Descending => "highest first",
+        }
+    );
+    let _ = writeln!(text, "privileges  role {role} has SELECT, and UPDATE ({})", columns.join(", "));
+
+    let ends = estimate::ends(client, keyset, spec.walk.from(), spec.walk.to()).await?;
+    match &ends {
+        None => {
+            let _ = writeln!(text, "rows        none within the bounds of the walk");
+        }
+        Some((first, last)) => {
+            let rows = estimate::rows(client, keyset, Start::At, first, last, None).await?;
+            rows_line(client, spec, preflight, first, last, rows, &mut text).await?;
+        }
+    }
+    triggers(client, keyset.table.oid, &columns, &mut text).await?;
+    hot(client, keyset.table.oid, &columns, &mut text, &mut warnings).await?;
+    if let Some((first, last)) = &ends {
+        plans(client, spec, preflight, first, last, &mut text, &mut warnings).await?;
+    }
+    if spec.update.filter.is_none() {
+        warnings.push("no update.where: every row is written anew, even one that is right already".to_owned());
+    }
+    for warning in warnings {
+        let _ = writeln!(text, "warning     {warning}");
+    }
+    Ok(text)
+}
+
+async fn size(client: &impl GenericClient, table: u32) -> Result<String, tokio_postgres::Error> {
+    let row = client
+        .query_typed_one(
+            "SELECT pg_size_pretty(pg_table_size($1)) || ' and ' || pg_size_pretty(pg_indexes_size($1)) || ' of indexes'",
+            &[(&table, Type::OID)],
+        )
+        .await?;
+    Ok(row.get(0))
+}
+
+async fn rows_line(
+    client: &impl GenericClient,
+    spec: &Spec,
+    preflight: &Preflight,
+    first: &[String],
+    last: &[String],
+    rows: Estimate,
+    text: &mut String,
+) -> Result<(), tokio_postgres::Error> {
+    let _ = write!(text, "rows        about {} to scan, from ({}) to ({})", rows.range_rows, first.join(", "), last.join(", "));
+    if let Some(filter) = &spec.update.filter {
+        let sql = format!(
+            "EXPLAIN (FORMAT JSON) SELECT FROM ONLY {} WHERE {}",
+            preflight.keyset.table.sql(),
+            crate::walk::keyset::enclosed(filter)
+        );
+        let plan: serde_json::Value = client.query_typed_one(&sql, &[]).await?.get(0);
+        if let Some(matching) = plan.pointer("/0/Plan/Plan Rows").and_then(serde_json::Value::as_f64) {
+            let _ = write!(text, "; the planner expects {matching} in the table to match update.where");
+        }
+    }
+    text.push('\n');
+    Ok(())
+}
+
+async fn triggers(
+    client: &impl GenericClient,
+    table: u32,
+    columns: &[&str],
+    text: &mut String,
+) -> Result<(), tokio_postgres::Error> {
+    let rows = client
+        .query_typed(
+            "SELECT t.tgname,
+                    CASE WHEN (t.tgtype & 2) <> 0 THEN 'before' ELSE 'after' END
+                    || CASE WHEN (t.tgtype & 1) <> 0 THEN ' each row' ELSE ' each batch' END,
+                    t.tgfoid::regproc::text
+             FROM pg_trigger t
+             WHERE t.tgrelid = $1 AND NOT t.tgisinternal AND (t.tgtype & 16) <> 0
+               AND t.tgenabled IN ('O', 'A')
+               -- UPDATE OF some columns fires for those columns only.
+               AND (t.tgattr = ''::int2vector
+                    OR EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = $1
+                               AND a.attnum = ANY (t.tgattr::int2[]) AND a.attname = ANY ($2)))
+             ORDER BY t.tgname",
+            &[(&table, Type::OID), (&columns, Type::TEXT_ARRAY)],
+        )
+        .await?;
+    if rows.is_empty() {
+        text.push_str("triggers    none will fire\n");
+    }
+    for row in &rows {
+        let (name, when, function): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
+        let _ = writeln!(text, "triggers    {name} fires {when}: {function}()");
+    }
+    Ok(())
+}
+
+async fn hot(
+    client: &impl GenericClient,
+    table: u32,
+    columns: &[&str],
+    text: &mut String,
+    warnings: &mut Vec<String>,
+) -> Result<(), tokio_postgres::Error> {
+    let rows = client
+        .query_typed(
+            "SELECT DISTINCT c.relname, a.attname
+             FROM pg_index i
+             JOIN pg_class c ON c.oid = i.indexrelid
+             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attname = ANY ($2)
+             WHERE i.indrelid = $1
+               AND (a.attnum = ANY (i.indkey::int2[])
+                    -- In an expression or a predicate of the index.
+                    OR EXISTS (SELECT FROM pg_depend d
+                               WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
+                                 AND d.refclassid = 'pg_class'::regclass AND d.refobjid = i.indrelid
+                                 AND d.refobjsubid = a.attnum))
+             ORDER BY 1, 2",
+            &[(&table, Type::OID), (&columns, Type::TEXT_ARRAY)],
+        )
+        .await?;
+    if rows.is_empty() {
+        text.push_str("HOT         possible: no index has a column that is set\n");
+        return Ok(());
+    }
+    let indexed: Vec<String> =
+        rows.iter().map(|row| format!("{} has {}", row.get::<_, &str>(0), row.get::<_, &str>(1))).collect();
+    let _ = writeln!(text, "HOT         no: {}", indexed.join(", "));
+    warnings.push(
+        "every changed row gets a new entry in every index of the table; create indexes on the new column after the backfill (CREATE INDEX CONCURRENTLY)"
+            .to_owned(),
+    );
+    Ok(())
+}
+
+/// The statements of a batch with their plans, under the settings of a batch.
+async fn plans(
+    client: &mut Client,
+    spec: &Spec,
+    preflight: &Preflight,
+    first: &[String],
+    last: &[String],
+    text: &mut String,
+    warnings: &mut Vec<String>,
+) -> Result<(), tokio_postgres::Error> {
+    let keyset = &preflight.keyset;
+    let types = keyset.parameter_types();
+    let offset = i64::try_from(spec.batch.bounds().initial_rows).unwrap_or(i64::MAX) - 1;
+    // A later batch, so that its start is a cursor: from the first key on, as an example.
+    let values = [key_parameters(first, &types), key_parameters(last, &types)].concat();
+    let range: Vec<(&(dyn ToSql + Sync), Type)> =
+        values.iter().map(|(value, kind)| (value as &(dyn ToSql + Sync), kind.clone())).collect();
+    let transaction = client.transaction().await?;
+    transaction.batch_execute("SET TRANSACTION READ ONLY").await?;
+    transaction.batch_execute(&preflight.plan(spec, 0).settings_sql()).await?;
+
+    let bound = keyset.bound_sql(Start::After);
+    let mut parameters = range.clone();
+    parameters.push((&offset, Type::INT8));
+    let end: Option<Vec<String>> =
+        transaction.query_typed_opt(&bound, &parameters).await?.map(|row| row.get(0));
+    let bound_plan = explain(&transaction, &bound, &parameters).await?;
+
+    let update = keyset.update_sql(&preflight.change, Start::After);
+    let end = end.unwrap_or_else(|| last.to_vec());
+    let values = [key_parameters(first, &types), key_parameters(&end, &types)].concat();
+    let range: Vec<(&(dyn ToSql + Sync), Type)> =
+        values.iter().map(|(value, kind)| (value as &(dyn ToSql + Sync), kind.clone())).collect();
+    let update_plan = explain(&transaction, &update, &range).await?;
+    transaction.rollback().await?;
+
+    let _ = write!(text, "\nfinding the end of a batch:\n{}\n{}", indented(&bound), indented(&bound_plan));
+    let _ = write!(text, "\nchanging its rows:\n{}\n{}\n", indented(&update), indented(&update_plan));
+    for (what, plan) in [("finding the end of a batch", &bound_plan), ("changing its rows", &update_plan)] {
+        let on_table = format!("Seq Scan on {}", keyset.table.name);
+        if plan.contains(&on_table) || !plan.contains("Index") {
+            warnings.push(format!("{what} does not use the index {}: read the plan above", keyset.index));
+        }
+    }
+    Ok(())
+}
+
+async fn explain(
+    client: &impl GenericClient,
+    statement: &str,
+    parameters: &[(&(dyn ToSql + Sync), Type)],
+) -> Result<String, tokio_postgres::Error> {
+    let rows = client.query_typed(&format!("EXPLAIN {statement}"), parameters).await?;
+    Ok(rows.iter().map(|row| format!("-> {}\n", row.get::<_, &str>(0))).collect())
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("    {line}\n")).collect()
+}

@@ -1,0 +1,24 @@
+//! backfilld walks large tables of a live PostgreSQL in keyset batches, to fill or rewrite their
+//! rows, and keeps its place in the same transaction as the data.
+//!
+//! The rooms, from the lowest to the highest; none imports one that stands above it:
+//!
+//! | room | does |
+//! | --- | --- |
+//! | [`database`] | connections, quoting, what an error means |
+//! | [`throttle`] | how fast: the pacer |
+//! | [`state`] | the state schema and every statement on it |
+//! | [`walk`] | the key, the SQL, the batch transaction, the batch sizer |
+//! | [`job`] | the job file: its spec, validation, preflight |
+//! | [`settings`] | the daemon's configuration |
+//! | [`http`] | metrics and health |
+//! | [`daemon`] | supervisor, workers, leases, signals |
+//! | [`cli`] | one file a command |
+
+#![forbid(unsafe_code)]
+
+pub mod database;
+pub mod job;
+pub mod state;
+pub mod throttle;
+pub mod walk;

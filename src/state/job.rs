@@ -1,0 +1,561 @@
+//! Statements on jobs: submitting, starting, ending, and the changes of state that people ask for.
+//!
+//! Every change of state is one statement that writes its event too, so neither is ever without
+//! the other.
+
+use std::time::Duration;
+
+use postgres_types::Type;
+use serde_json::Value;
+use tokio_postgres::{Client, GenericClient, Transaction};
+
+use super::{Actor, State, StateError, event, slice};
+
+/// The sections of a spec that say how fast to go and not what to do: changing them keeps the cursor.
+const TUNING_SECTIONS: [&str; 2] = ["batch", "limits"];
+
+/// What a submission did.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Submitted {
+    /// The job is new.
+    New,
+    /// The same spec was already known; nothing was changed.
+    Unchanged,
+    /// Only tuning changed: the walk goes on from its cursor.
+    Retuned,
+    /// What the job does changed: it starts again from the first row.
+    Restarted {
+        /// How many rows the walk had scanned under the old spec.
+        rows_forgotten: i64,
+    },
+}
+
+/// Whether a change that was asked for had anything to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// The job's state was changed.
+    Done,
+    /// The job already was in the state asked for.
+    Already(String),
+}
+
+/// Registers a job.
+pub async fn submit(
+    client: &mut Client,
+    state: &State,
+    name: &str,
+    spec: &Value,
+    replace: bool,
+    actor: &Actor,
+) -> Result<Submitted, StateError> {
+    let transaction = client.transaction().await?;
+    let inserted = transaction
+        .execute_typed(
+            &state.sql("INSERT INTO {s}.job (name, spec) VALUES ($1, $2) ON CONFLICT DO NOTHING"),
+            &[(&name, Type::TEXT), (spec, Type::JSONB)],
+        )
+        .await?;
+    let submitted = if inserted == 1 {
+        event::record(&transaction, state, Some(name), "submitted", actor, "the job is new").await?;
+        Submitted::New
+    } else {
+        resubmit(&transaction, state, name, spec, replace, actor).await?
+    };
+    transaction.commit().await?;
+    Ok(submitted)
+}
+
+async fn resubmit(
+    transaction: &Transaction<'_>,
+    state: &State,
+    name: &str,
+    spec: &Value,
+    replace: bool,
+    actor: &Actor,
+) -> Result<Submitted, StateError> {
+    let row = transaction
+        .query_typed_one(
+            &state.sql("SELECT spec FROM {s}.job WHERE name = $1 FOR UPDATE"),
+            &[(&name, Type::TEXT)],
+        )
+        .await?;
+    let known: Value = row.get(0);
+    let different = differing_keys(&known, spec);
+    if different.is_empty() {
+        return Ok(Submitted::Unchanged);
+    }
+    let difference = different.join(", ");
+    if !replace {
+        return Err(StateError::Different { name: name.to_owned(), difference });
+    }
+    let only_tuning = different.iter().all(|key| {
+        TUNING_SECTIONS.iter().any(|section| key == section || key.starts_with(&format!("{section}.")))
+    });
+    if only_tuning {
+        transaction
+            .execute_typed(
+                &state.sql("UPDATE {s}.job SET spec = $2, revision = revision + 1 WHERE name = $1"),
+                &[(&name, Type::TEXT), (spec, Type::JSONB)],
+            )
+            .await?;
+        let reason = format!("changed {difference}; the walk goes on from its cursor");
+        event::record(transaction, state, Some(name), "replaced", actor, &reason).await?;
+        return Ok(Submitted::Retuned);
+    }
+    close_gate(transaction, state, name).await?;
+    let rows_forgotten: i64 = transaction
+        .query_typed_one(
+            &state.sql("SELECT coalesce(sum(rows_scanned), 0)::bigint FROM {s}.slice WHERE job = $1"),
+            &[(&name, Type::TEXT)],
+        )
+        .await?
+        .get(0);
+    for table in ["slice", "quarantine"] {
+        transaction
+            .execute_typed(
+                &state.sql(&format!("DELETE FROM {{s}}.{table} WHERE job = $1")),
+                &[(&name, Type::TEXT)],
+            )
+            .await?;
+    }
+    transaction
+        .execute_typed(
+            &state.sql(
+                "UPDATE {s}.job SET spec = $2, revision = revision + 1, error = NULL, key_columns = NULL,
+                        state = CASE state WHEN 'paused' THEN 'paused' ELSE 'pending' END,
+                        table_rows = NULL, started_at = NULL, finished_at = NULL,
+                        submitted_at = clock_timestamp()
+                 WHERE name = $1",
+            ),
+            &[(&name, Type::TEXT), (spec, Type::JSONB)],
+        )
+        .await?;
+    let reason = format!(
+        "changed {difference}; the walk starts again from the first row ({rows_forgotten} rows had been scanned)"
+    );
+    event::record(transaction, state, Some(name), "replaced", actor, &reason).await?;
+    Ok(Submitted::Restarted { rows_forgotten })
+}
+
+/// The keys, dotted, under which two specs differ: `update.where`, `limits.rows_per_second`.
+fn differing_keys(known: &Value, new: &Value) -> Vec<String> {
+    fn walk(path: &str, known: Option<&Value>, new: Option<&Value>, found: &mut Vec<String>) {
+        let empty = serde_json::Map::new();
+        match (known, new) {
+            (known, new) if known == new => {}
+            // A section that one side lacks is an empty one, so that the keys in it are named.
+            (Some(Value::Object(_)) | None, Some(Value::Object(_)) | None) => {
+                let object = |side: Option<&Value>| {
+                    side.and_then(Value::as_object).cloned().unwrap_or_else(|| empty.clone())
+                };
+                let (known, new) = (object(known), object(new));
+                let mut keys: Vec<&String> = known.keys().chain(new.keys()).collect();
+                keys.sort();
+                keys.dedup();
+                for key in keys {
+                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                    walk(&path, known.get(key), new.get(key), found);
+                }
+            }
+            _ => found.push(path.to_owned()),
+        }
+    }
+    let mut found = Vec::new();
+    walk("", Some(known), Some(new), &mut found);
+    found
+}
+
+/// A job as a daemon needs it to work on it.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// The job's name.
+    pub name: String,
+    /// The job file as JSON.
+    pub spec: Value,
+    /// Counts the changes of `spec`.
+    pub revision: i32,
+    /// The key fixed at the start; none before.
+    pub key_columns: Option<Vec<String>>,
+    /// Live rows of the table when the job started, as estimated then.
+    pub table_rows: i64,
+}
+
+/// Locks the oldest pending job that no other daemon is just starting.
+pub async fn lock_next_pending(
+    transaction: &Transaction<'_>,
+    state: &State,
+) -> Result<Option<Record>, StateError> {
+    let row = transaction
+        .query_typed_opt(
+            &state.sql(
+                "SELECT name, spec, revision, key_columns, coalesce(table_rows, 0) FROM {s}.job
+                 WHERE state = 'pending' ORDER BY submitted_at, name
+                 LIMIT 1 FOR UPDATE SKIP LOCKED",
+            ),
+            &[],
+        )
+        .await?;
+    Ok(row.as_ref().map(record))
+}
+
+/// Reads one job.
+pub async fn load(client: &impl GenericClient, state: &State, name: &str) -> Result<Record, StateError> {
+    let row = client
+        .query_typed_opt(
+            &state.sql(
+                "SELECT name, spec, revision, key_columns, coalesce(table_rows, 0) FROM {s}.job WHERE name = $1",
+            ),
+            &[(&name, Type::TEXT)],
+        )
+        .await?;
+    match row {
+        Some(row) => Ok(record(&row)),
+        None => Err(unknown(client, state, name).await?),
+    }
+}
+
+fn record(row: &tokio_postgres::Row) -> Record {
+    Record {
+        name: row.get(0),
+        spec: row.get(1),
+        revision: row.get(2),
+        key_columns: row.get(3),
+        table_rows: row.get(4),
+    }
+}
+
+/// Starts a job: fixes its key, lays down its slices, and says so.
+pub async fn start(
+    transaction: &Transaction<'_>,
+    state: &State,
+    name: &str,
+    key_columns: &[String],
+    table_rows: i64,
+    slices: &[slice::Range],
+    actor: &Actor,
+) -> Result<(), StateError> {
+    transaction
+        .execute_typed(
+            &state.sql(
+                "UPDATE {s}.job SET state = 'running', started_at = clock_timestamp(),
+                        key_columns = $2, table_rows = $3
+                 WHERE name = $1",
+            ),
+            &[(&name, Type::TEXT), (&key_columns, Type::TEXT_ARRAY), (&table_rows, Type::INT8)],
+        )
+        .await?;
+    slice::insert(transaction, state, name, slices).await?;
+    let reason = match slices {
+        [] => "no row lies within the bounds of the walk".to_owned(),
+        _ => format!(
+            "walking by ({}), about {} rows",
+            key_columns.join(", "),
+            slices.iter().map(|slice| slice.estimated_rows).sum::<i64>()
+        ),
+    };
+    event::record(transaction, state, Some(name), "started", actor, &reason).await
+}
+
+/// Ends every running job of which no slice is left to walk; returns their names.
+///
+/// The commit waits for the disk, whatever the batches did, and hardens all of them with it.
+pub async fn complete_walked(
+    client: &impl GenericClient,
+    state: &State,
+    actor: &Actor,
+) -> Result<Vec<String>, StateError> {
+    let rows = client
+        .query_typed(
+            &state.sql(
+                "WITH walked AS (
+                     UPDATE {s}.job j SET state = 'complete', finished_at = clock_timestamp(), error = NULL
+                     WHERE j.state = 'running'
+                       AND NOT EXISTS (SELECT FROM {s}.slice s WHERE s.job = j.name AND s.finished_at IS NULL)
+                     RETURNING j.name
+                 ), told AS (
+                     INSERT INTO {s}.event (job, kind, actor, reason)
+                     SELECT w.name, 'complete', $1,
+                            coalesce(sum(s.rows_changed), 0) || ' rows changed, '
+                            || coalesce(sum(s.rows_scanned), 0) || ' scanned, '
+                            || coalesce(sum(s.rows_quarantined), 0) || ' quarantined'
+                     FROM walked w LEFT JOIN {s}.slice s ON s.job = w.name GROUP BY w.name
+                 )
+                 SELECT name FROM walked",
+            ),
+            &[(&actor.0, Type::TEXT)],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Ends a job as failed, unless it has ended or was paused or cancelled meanwhile.
+pub async fn fail(
+    client: &impl GenericClient,
+    state: &State,
+    name: &str,
+    error: &str,
+    actor: &Actor,
+) -> Result<(), StateError> {
+    client
+        .execute_typed(
+            &state.sql(
+                "WITH failed AS (
+                     UPDATE {s}.job SET state = 'failed', error = $2, finished_at = clock_timestamp()
+                     WHERE name = $1 AND state IN ('pending', 'running', 'finishing') RETURNING name
+                 )
+                 INSERT INTO {s}.event (job, kind, actor, reason) SELECT name, 'failed', $3, $2 FROM failed",
+            ),
+            &[(&name, Type::TEXT), (&error, Type::TEXT), (&actor.0, Type::TEXT)],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Pauses a job, for good or for a time. Batches in flight are not waited for: see [`quiesce`].
+pub async fn pause(
+    client: &impl GenericClient,
+    state: &State,
+    name: &str,
+    resume_after: Option<Duration>,
+    actor: &Actor,
+) -> Result<(), StateError> {
+    let seconds = resume_after.map(|time| time.as_secs_f64());
+    let reason = match resume_after {
+        None => "asked to pause".to_owned(),
+        Some(time) => format!("asked to pause for {}", humantime::format_duration(time)),
+    };
+    let rows = client
+        .execute_typed(
+            &state.sql(
+                "WITH paused AS (
+                     UPDATE {s}.job SET state = 'paused',
+                            resume_at = clock_timestamp() + make_interval(secs => $2)
+                     WHERE name = $1 AND state IN ('pending', 'running', 'paused') RETURNING name
+                 )
+                 INSERT INTO {s}.event (job, kind, actor, reason) SELECT name, 'paused', $3, $4 FROM paused",
+            ),
+            &[
+                (&name, Type::TEXT),
+                (&seconds, Type::FLOAT8),
+                (&actor.0, Type::TEXT),
+                (&reason, Type::TEXT),
+            ],
+        )
+        .await?;
+    if rows == 1 { Ok(()) } else { Err(wrong_state(client, state, name, "paused").await?) }
+}
+
+/// Waits until no batch of the job is in flight. Of use once the job's state keeps new ones away.
+pub async fn quiesce(client: &mut Client, state: &State, name: &str) -> Result<(), StateError> {
+    let transaction = client.transaction().await?;
+    close_gate(&transaction, state, name).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// Every batch passes its job's gate, a shared lock that it keeps to the end of its transaction;
+/// whoever closes the gate thereby waits for the batches in flight.
+async fn close_gate(transaction: &Transaction<'_>, state: &State, name: &str) -> Result<(), StateError> {
+    let close = format!("SELECT pg_advisory_xact_lock({})", gate_key(state, name));
+    transaction.batch_execute(&close).await?;
+    Ok(())
+}
+
+/// The statement by which a batch passes its job's gate: true when it may go on. It never waits: a
+/// closed gate means that somebody is changing the job.
+#[must_use]
+pub fn pass_gate_sql(state: &State, name: &str) -> String {
+    format!("SELECT pg_try_advisory_xact_lock_shared({})", gate_key(state, name))
+}
+
+fn gate_key(state: &State, name: &str) -> String {
+    let what = crate::database::literal(&format!("{}/{name}", state.schema()));
+    format!("hashtextextended({what}, 0)")
+}
+
+/// Lets a paused job go on.
+pub async fn resume(
+    client: &impl GenericClient,
+    state: &State,
+    name: &str,
+    actor: &Actor,
+) -> Result<Changed, StateError> {
+    let sets = "state = CASE WHEN started_at IS NULL THEN 'pending' ELSE 'running' END, resume_at = NULL";
+    let change =
+        Change { from: &["paused"], already: &["pending", "running", "finishing"], sets, past: "resumed" };
+    change.carry_out(client, state, name, actor, "asked to resume").await
+}
+
+/// Ends a job for good; what was changed stays changed.
+pub async fn cancel(
+    client: &impl GenericClient,
+    state: &State,
+    name: &str,
+    actor: &Actor,
+) -> Result<Changed, StateError> {
+    let change = Change {
+        from: &["pending", "running", "paused", "failed"],
+        already: &["cancelled"],
+        sets: "state = 'cancelled', resume_at = NULL, finished_at = clock_timestamp()",
+        past: "cancelled",
+    };
+    change.carry_out(client, state, name, actor, "asked to cancel").await
+}
+
+/// Lets a failed or cancelled job go on from its cursor.
+pub async fn retry(
+    client: &impl GenericClient,
+    state: &State,
+    name: &str,
+    actor: &Actor,
+) -> Result<Changed, StateError> {
+    let change = Change {
+        from: &["failed", "cancelled"],
+        already: &["pending", "running", "finishing"],
+        sets: "state = CASE WHEN started_at IS NULL THEN 'pending' ELSE 'running' END,
+               error = NULL, finished_at = NULL",
+        past: "retried",
+    };
+    change.carry_out(client, state, name, actor, "asked to go on from the cursor").await
+}
+
+/// Lets the jobs go on whose pause had an end that has come; returns their names.
+pub async fn resume_due(
+    client: &impl GenericClient,
+    state: &State,
+    actor: &Actor,
+) -> Result<Vec<String>, StateError> {
+    let rows = client
+        .query_typed(
+            &state.sql(
+                "WITH due AS (
+                     UPDATE {s}.job SET resume_at = NULL,
+                            state = CASE WHEN started_at IS NULL THEN 'pending' ELSE 'running' END
+                     WHERE state = 'paused' AND resume_at <= clock_timestamp() RETURNING name
+                 ), told AS (
+                     INSERT INTO {s}.event (job, kind, actor, reason)
+                     SELECT name, 'resumed', $1, 'the time asked for is over' FROM due
+                 )
+                 SELECT name FROM due",
+            ),
+            &[(&actor.0, Type::TEXT)],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// How many jobs are left to run (pending, running, paused or finishing), and which of them are paused.
+pub async fn left_to_run(
+    client: &impl GenericClient,
+    state: &State,
+) -> Result<(i64, Vec<String>), StateError> {
+    let row = client
+        .query_typed_one(
+            &state.sql(
+                "SELECT count(*), coalesce(array_agg(name) FILTER (WHERE state = 'paused'), '{}')
+                 FROM {s}.job WHERE state IN ('pending', 'running', 'paused', 'finishing')",
+            ),
+            &[],
+        )
+        .await?;
+    Ok((row.get(0), row.get(1)))
+}
+
+/// One change of state that a person asks for.
+struct Change {
+    from: &'static [&'static str],
+    already: &'static [&'static str],
+    sets: &'static str,
+    past: &'static str,
+}
+
+impl Change {
+    async fn carry_out(
+        &self,
+        client: &impl GenericClient,
+        state: &State,
+        name: &str,
+        actor: &Actor,
+        reason: &str,
+    ) -> Result<Changed, StateError> {
+        let sql = state.sql(&format!(
+            "WITH changed AS (
+                 UPDATE {{s}}.job SET {} WHERE name = $1 AND state = ANY($2) RETURNING name
+             )
+             INSERT INTO {{s}}.event (job, kind, actor, reason) SELECT name, $3, $4, $5 FROM changed",
+            self.sets
+        ));
+        let rows = client
+            .execute_typed(
+                &sql,
+                &[
+                    (&name, Type::TEXT),
+                    (&self.from, Type::TEXT_ARRAY),
+                    (&self.past, Type::TEXT),
+                    (&actor.0, Type::TEXT),
+                    (&reason, Type::TEXT),
+                ],
+            )
+            .await?;
+        if rows == 1 {
+            return Ok(Changed::Done);
+        }
+        match wrong_state(client, state, name, self.past).await? {
+            StateError::WrongState { state, .. } if self.already.contains(&state.as_str()) => {
+                Ok(Changed::Already(state))
+            }
+            other => Err(other),
+        }
+    }
+}
+
+/// Finds out why no row was changed: the job is in another state, or not there.
+async fn wrong_state(
+    client: &impl GenericClient,
+    state: &State,
+    name: &str,
+    wanted: &'static str,
+) -> Result<StateError, StateError> {
+    let row = client
+        .query_typed_opt(&state.sql("SELECT state FROM {s}.job WHERE name = $1"), &[(&name, Type::TEXT)])
+        .await?;
+    match row {
+        Some(row) => Ok(StateError::WrongState { name: name.to_owned(), state: row.get(0), wanted }),
+        None => unknown(client, state, name).await,
+    }
+}
+
+/// The error for a name that is not known, with the names that are.
+pub(super) async fn unknown(
+    client: &impl GenericClient,
+    state: &State,
+    name: &str,
+) -> Result<StateError, StateError> {
+    let rows = client
+        .query_typed(&state.sql("SELECT name FROM {s}.job ORDER BY submitted_at DESC LIMIT 10"), &[])
+        .await?;
+    let names: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    let known = if names.is_empty() {
+        ": no job was submitted yet".to_owned()
+    } else {
+        format!(": the latest are {}", names.join(", "))
+    };
+    Ok(StateError::UnknownJob { name: name.to_owned(), known })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn differing_keys_are_named_with_their_section() {
+        let known = json!({"table": "t", "update": {"set": {"a": "1"}}, "limits": {"rows_per_second": 5}});
+        let new = json!({"table": "t", "update": {"set": {"a": "2"}}, "batch": {"max_rows": 9}});
+        assert_eq!(
+            differing_keys(&known, &new),
+            ["batch.max_rows", "limits.rows_per_second", "update.set.a"]
+        );
+        assert!(differing_keys(&known, &known).is_empty());
+    }
+}

@@ -1,0 +1,355 @@
+//! Statements on slices: claiming, the cursor, leases.
+//!
+//! A slice has one owner at a time. Each claim raises its epoch; a batch commits only while the
+//! epoch is the one it was claimed with, so an owner that slept through its lease can do no harm.
+
+use std::time::Duration;
+
+use postgres_types::Type;
+use tokio_postgres::{GenericClient, Transaction};
+
+use super::{Actor, State, StateError};
+
+/// A key range in the order of the walk, both ends included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Range {
+    /// The first key, as text, one value a key column.
+    pub first_key: Vec<String>,
+    /// The last key.
+    pub last_key: Vec<String>,
+    /// About how many rows lie in it.
+    pub estimated_rows: i64,
+}
+
+/// What a slice's walk has done so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Committed batches.
+    pub batches: i64,
+    /// Rows passed over, changed or not.
+    pub rows_scanned: i64,
+    /// Rows changed.
+    pub rows_changed: i64,
+    /// Rows that could not be changed and were set aside.
+    pub rows_quarantined: i64,
+}
+
+/// A slice that this daemon owns, under one epoch.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// The job it belongs to.
+    pub job: String,
+    /// Its number within the job.
+    pub number: i32,
+    /// The epoch of this claim.
+    pub epoch: i64,
+    /// Its key range.
+    pub range: Range,
+}
+
+/// Where a slice's walk stands, read inside the transaction of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    /// The last key that was done; none before the first batch.
+    pub cursor_key: Option<Vec<String>>,
+    /// What was done so far.
+    pub totals: Totals,
+    /// Whether the walk has come to its end.
+    pub finished: bool,
+    /// The job's state.
+    pub job_state: String,
+    /// Counts the changes of the job's spec.
+    pub job_revision: i32,
+}
+
+/// What one batch adds to its slice.
+#[derive(Debug, Clone)]
+pub struct Advance<'a> {
+    /// The last key that is done now.
+    pub cursor_key: &'a [String],
+    /// Rows passed over.
+    pub rows_scanned: i64,
+    /// Rows changed.
+    pub rows_changed: i64,
+    /// Rows set aside.
+    pub rows_quarantined: i64,
+    /// Whether this was the last batch of the slice.
+    pub finished: bool,
+    /// The pace now, for the status.
+    pub rows_per_second: f64,
+    /// Time since the last batch (or the claim) that was spent walking.
+    pub active: Duration,
+    /// How long the lease runs from now.
+    pub lease: Duration,
+}
+
+/// Lays down the slices of a job that starts.
+pub(super) async fn insert(
+    transaction: &Transaction<'_>,
+    state: &State,
+    job: &str,
+    slices: &[Range],
+) -> Result<(), StateError> {
+    for (number, slice) in (0_i32..).zip(slices) {
+        transaction
+            .execute_typed(
+                &state.sql(
+                    "INSERT INTO {s}.slice (job, number, first_key, last_key, estimated_rows)
+                     VALUES ($1, $2, $3, $4, $5)",
+                ),
+                &[
+                    (&job, Type::TEXT),
+                    (&number, Type::INT4),
+                    (&slice.first_key, Type::TEXT_ARRAY),
+                    (&slice.last_key, Type::TEXT_ARRAY),
+                    (&slice.estimated_rows, Type::INT8),
+                ],
+            )
+            .await?;
+    }
+    Ok(())
+}
+
+/// Claims one slice of a running job that nobody works on: free, or its lease has run out, or the
+/// session of the daemon that held it is gone from the server. Jobs named in `except` are left out.
+pub async fn claim(
+    client: &impl GenericClient,
+    state: &State,
+    owner: &str,
+    lease: Duration,
+    except: &[String],
+    actor: &Actor,
+) -> Result<Option<Claim>, StateError> {
+    let row = client
+        .query_typed_opt(
+            &state.sql(
+                "WITH candidate AS (
+                     SELECT s.job, s.number, s.owner AS previous_owner, s.lease_until
+                     FROM {s}.slice s JOIN {s}.job j ON j.name = s.job
+                     WHERE j.state = 'running' AND s.finished_at IS NULL AND s.job <> ALL ($3)
+                       AND (s.owner IS NULL
+                            OR s.lease_until < clock_timestamp()
+                            -- A killed daemon's session ends at once; its lease need not be waited for.
+                            OR EXISTS (SELECT FROM {s}.daemon d
+                                       WHERE d.name = s.owner AND d.session_started IS NOT NULL
+                                         AND NOT EXISTS (
+                                             SELECT FROM pg_stat_activity a
+                                             WHERE a.pid = d.session_pid
+                                               -- Hidden (NULL) from a role that may not see the session.
+                                               AND coalesce(a.backend_start, d.session_started)
+                                                   = d.session_started)))
+                     ORDER BY j.submitted_at, s.job, s.number
+                     LIMIT 1 FOR UPDATE OF s SKIP LOCKED
+                 ), claimed AS (
+                     UPDATE {s}.slice s
+                     SET owner = $1, epoch = s.epoch + 1, rows_per_second = 0,
+                         lease_until = clock_timestamp() + make_interval(secs => $2)
+                     FROM candidate c WHERE s.job = c.job AND s.number = c.number
+                     RETURNING s.job, s.number, s.epoch, s.first_key, s.last_key, s.estimated_rows,
+                               c.previous_owner, c.lease_until
+                 ), told AS (
+                     INSERT INTO {s}.event (job, kind, actor, reason)
+                     SELECT job, 'slice claimed', $4,
+                            'slice ' || number || CASE
+                                WHEN previous_owner IS NULL THEN ' was free'
+                                WHEN lease_until < clock_timestamp()
+                                    THEN ' was held by ' || previous_owner || ', whose lease had run out'
+                                ELSE ' was held by ' || previous_owner || ', whose session is gone' END
+                     FROM claimed
+                 )
+                 SELECT job, number, epoch, first_key, last_key, estimated_rows FROM claimed",
+            ),
+            &[
+                (&owner, Type::TEXT),
+                (&lease.as_secs_f64(), Type::FLOAT8),
+                (&except, Type::TEXT_ARRAY),
+                (&actor.0, Type::TEXT),
+            ],
+        )
+        .await?;
+    Ok(row.map(|row| Claim {
+        job: row.get(0),
+        number: row.get(1),
+        epoch: row.get(2),
+        range: Range { first_key: row.get(3), last_key: row.get(4), estimated_rows: row.get(5) },
+    }))
+}
+
+/// Reads where the walk stands; none when the claim's epoch is over.
+pub async fn position(
+    client: &impl GenericClient,
+    state: &State,
+    claim: &Claim,
+) -> Result<Option<Position>, StateError> {
+    let row = client
+        .query_typed_opt(
+            &state.sql(
+                "SELECT s.cursor_key, s.batches, s.rows_scanned, s.rows_changed, s.rows_quarantined,
+                        s.finished_at IS NOT NULL, j.state, j.revision
+                 FROM {s}.slice s JOIN {s}.job j ON j.name = s.job
+                 WHERE s.job = $1 AND s.number = $2 AND s.epoch = $3",
+            ),
+            &[(&claim.job, Type::TEXT), (&claim.number, Type::INT4), (&claim.epoch, Type::INT8)],
+        )
+        .await?;
+    Ok(row.map(|row| Position {
+        cursor_key: row.get(0),
+        totals: Totals {
+            batches: row.get(1),
+            rows_scanned: row.get(2),
+            rows_changed: row.get(3),
+            rows_quarantined: row.get(4),
+        },
+        finished: row.get(5),
+        job_state: row.get(6),
+        job_revision: row.get(7),
+    }))
+}
+
+/// Moves the cursor, in the transaction that changed the rows. False when the claim's epoch is
+/// over: the transaction must be rolled back then.
+pub async fn advance(
+    client: &impl GenericClient,
+    state: &State,
+    claim: &Claim,
+    advance: &Advance<'_>,
+) -> Result<bool, StateError> {
+    let rows = client
+        .execute_typed(
+            &state.sql(
+                "UPDATE {s}.slice
+                 SET cursor_key = $4, batches = batches + 1, rows_scanned = rows_scanned + $5,
+                     rows_changed = rows_changed + $6, rows_quarantined = rows_quarantined + $7,
+                     rows_per_second = $8, active_seconds = active_seconds + $9,
+                     checkpoint_at = clock_timestamp(),
+                     finished_at = CASE WHEN $10 THEN clock_timestamp() END,
+                     owner = CASE WHEN $10 THEN NULL ELSE owner END,
+                     lease_until = CASE WHEN NOT $10
+                                        THEN clock_timestamp() + make_interval(secs => $11) END
+                 WHERE job = $1 AND number = $2 AND epoch = $3 AND owner IS NOT NULL",
+            ),
+            &[
+                (&claim.job, Type::TEXT),
+                (&claim.number, Type::INT4),
+                (&claim.epoch, Type::INT8),
+                (&advance.cursor_key, Type::TEXT_ARRAY),
+                (&advance.rows_scanned, Type::INT8),
+                (&advance.rows_changed, Type::INT8),
+                (&advance.rows_quarantined, Type::INT8),
+                (&advance.rows_per_second, Type::FLOAT8),
+                (&advance.active.as_secs_f64(), Type::FLOAT8),
+                (&advance.finished, Type::BOOL),
+                (&advance.lease.as_secs_f64(), Type::FLOAT8),
+            ],
+        )
+        .await?;
+    Ok(rows == 1)
+}
+
+/// Sets a row aside that could not be changed, in the transaction that moves the cursor past it.
+pub async fn quarantine(
+    client: &impl GenericClient,
+    state: &State,
+    job: &str,
+    key: &[String],
+    sqlstate: &str,
+    message: &str,
+) -> Result<(), StateError> {
+    client
+        .execute_typed(
+            &state.sql(
+                "INSERT INTO {s}.quarantine (job, key, sqlstate, message) VALUES ($1, $2, $3, $4)
+                 ON CONFLICT (job, key) DO UPDATE
+                 SET sqlstate = excluded.sqlstate, message = excluded.message, at = clock_timestamp()",
+            ),
+            &[
+                (&job, Type::TEXT),
+                (&key, Type::TEXT_ARRAY),
+                (&sqlstate, Type::TEXT),
+                (&message, Type::TEXT),
+            ],
+        )
+        .await?;
+    Ok(())
+}
+
+/// How many rows of a job were set aside.
+pub async fn quarantined(
+    client: &impl GenericClient,
+    state: &State,
+    job: &str,
+) -> Result<i64, StateError> {
+    let row = client
+        .query_typed_one(
+            &state.sql("SELECT count(*) FROM {s}.quarantine WHERE job = $1"),
+            &[(&job, Type::TEXT)],
+        )
+        .await?;
+    Ok(row.get(0))
+}
+
+/// Writes down a better estimate of how many rows the slice has in all.
+pub async fn estimate(
+    client: &impl GenericClient,
+    state: &State,
+    claim: &Claim,
+    rows: i64,
+) -> Result<(), StateError> {
+    client
+        .execute_typed(
+            &state.sql(
+                "UPDATE {s}.slice SET estimated_rows = $4 WHERE job = $1 AND number = $2 AND epoch = $3",
+            ),
+            &[
+                (&claim.job, Type::TEXT),
+                (&claim.number, Type::INT4),
+                (&claim.epoch, Type::INT8),
+                (&rows, Type::INT8),
+            ],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Hands a slice back, if it is still owned under this claim.
+pub async fn release(client: &impl GenericClient, state: &State, claim: &Claim) -> Result<(), StateError> {
+    client
+        .execute_typed(
+            &state.sql(
+                "UPDATE {s}.slice SET owner = NULL, lease_until = NULL, rows_per_second = 0
+                 WHERE job = $1 AND number = $2 AND epoch = $3 AND owner IS NOT NULL",
+            ),
+            &[(&claim.job, Type::TEXT), (&claim.number, Type::INT4), (&claim.epoch, Type::INT8)],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Renews the leases of the given claims.
+pub async fn renew(
+    client: &impl GenericClient,
+    state: &State,
+    claims: &[Claim],
+    lease: Duration,
+) -> Result<(), StateError> {
+    let jobs: Vec<&str> = claims.iter().map(|claim| claim.job.as_str()).collect();
+    let numbers: Vec<i32> = claims.iter().map(|claim| claim.number).collect();
+    let epochs: Vec<i64> = claims.iter().map(|claim| claim.epoch).collect();
+    client
+        .execute_typed(
+            &state.sql(
+                "UPDATE {s}.slice s SET lease_until = clock_timestamp() + make_interval(secs => $4)
+                 FROM unnest($1, $2, $3) AS held (job, number, epoch)
+                 WHERE s.job = held.job AND s.number = held.number AND s.epoch = held.epoch
+                   AND s.owner IS NOT NULL",
+            ),
+            &[
+                (&jobs, Type::TEXT_ARRAY),
+                (&numbers, Type::INT4_ARRAY),
+                (&epochs, Type::INT8_ARRAY),
+                (&lease.as_secs_f64(), Type::FLOAT8),
+            ],
+        )
+        .await?;
+    Ok(())
+}

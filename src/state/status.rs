@@ -1,0 +1,89 @@
+//! Reading the view `status`.
+
+use jiff::Timestamp;
+use postgres_types::Type;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio_postgres::GenericClient;
+
+use super::{State, StateError, job};
+
+/// One job, as the view `status` and `status --json` tell it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The job's name.
+    pub name: String,
+    /// `pending, running, paused, finishing, complete, failed, cancelled`.
+    pub state: String,
+    /// The table, as the job file names it.
+    pub table: String,
+    /// Rows passed over, changed or not.
+    pub rows_scanned: i64,
+    /// Rows changed.
+    pub rows_changed: i64,
+    /// Rows that could not be changed.
+    pub rows_quarantined: i64,
+    /// About how many rows are still to be scanned.
+    pub rows_remaining: i64,
+    /// About how many rows the walk has in all.
+    pub estimated_rows: i64,
+    /// From 0 to 1; 1 of a complete job only.
+    pub progress: f64,
+    /// The pace now; of a job that has ended, the mean over the time it was walked.
+    pub rows_per_second: f64,
+    /// Seconds left at the present pace; none when the job does not move.
+    pub eta_seconds: Option<f64>,
+    /// How many workers hold a slice of it.
+    pub workers: i64,
+    /// Into how many slices it is cut.
+    pub slices_total: i64,
+    /// How many of them are done.
+    pub slices_done: i64,
+    /// What holds it back: zone, signal, reason.
+    pub throttle: Throttle,
+    /// When it was submitted.
+    pub submitted_at: Timestamp,
+    /// When its walk began.
+    pub started_at: Option<Timestamp>,
+    /// When it ended, well or not.
+    pub finished_at: Option<Timestamp>,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// What holds a job back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Throttle {
+    /// `open`: nothing does. `capped`: a fixed rate does.
+    pub zone: String,
+    /// The signal that does.
+    pub signal: Option<String>,
+    /// Why, for a person.
+    pub reason: Option<String>,
+}
+
+/// All jobs, the latest submitted first.
+pub async fn list(client: &impl GenericClient, state: &State) -> Result<Vec<Status>, StateError> {
+    let rows = client
+        .query_typed(&state.sql("SELECT to_jsonb(v) FROM {s}.status v ORDER BY submitted_at DESC, name"), &[])
+        .await?;
+    Ok(rows.iter().map(|row| parse(row.get(0))).collect())
+}
+
+/// One job.
+pub async fn of(client: &impl GenericClient, state: &State, name: &str) -> Result<Status, StateError> {
+    let row = client
+        .query_typed_opt(
+            &state.sql("SELECT to_jsonb(v) FROM {s}.status v WHERE name = $1"),
+            &[(&name, Type::TEXT)],
+        )
+        .await?;
+    match row {
+        Some(row) => Ok(parse(row.get(0))),
+        None => Err(job::unknown(client, state, name).await?),
+    }
+}
+
+fn parse(row: Value) -> Status {
+    serde_json::from_value(row).expect("the view has the columns of its own schema version")
+}

@@ -1,0 +1,382 @@
+//! One batch: one transaction that changes the rows of a key range and moves the cursor behind it.
+//!
+//! ```text
+//! BEGIN; SET LOCAL ...; pass the job's gate      -- somebody pauses the job? come back later
+//! read cursor, job state    (under our epoch)    -- the lease is gone? give up
+//! find the batch's last key (index, OFFSET n-1)
+//! UPDATE ... WHERE key in (cursor, last key]
+//! move the cursor           (under our epoch)    -- the lease is gone? roll back
+//! COMMIT
+//! ```
+//!
+//! The cursor is read anew in every batch, so that nothing that happened since (a COMMIT whose
+//! answer was lost, a server that crashed and forgot its last asynchronous commits) needs to be
+//! guessed. A batch is never abandoned half-way by dropping its future: the server would go on with
+//! the statement. It ends by the timeouts that the server enforces.
+
+use std::time::{Duration, Instant};
+
+use postgres_types::{ToSql, Type};
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+use super::keyset::{Change, Keyset, Start};
+use crate::database::{Failure, KeyValue, describe, key_parameters, literal};
+use crate::state::{State, StateError, job, slice};
+
+/// What holds for every batch of a job.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The table and its key.
+    pub keyset: Keyset,
+    /// What is done to the rows.
+    pub change: Change,
+    /// The revision of the job's spec that this plan was made from.
+    pub job_revision: i32,
+    /// How long a batch may wait for a lock.
+    pub lock_timeout: Duration,
+    /// How long one statement of a batch may take.
+    pub statement_timeout: Duration,
+    /// The `synchronous_commit` of a batch.
+    pub synchronous_commit: String,
+}
+
+impl Plan {
+    /// The settings of a batch's transaction. `SET LOCAL` only: behind a pooler the session belongs to
+    /// others a moment later.
+    #[must_use]
+    pub fn settings_sql(&self) -> String {
+        let milliseconds = |time: Duration| time.as_millis().max(1).to_string();
+        // A daemon that was stopped in the middle of a batch must not keep its locks for ever.
+        let idle = self.statement_timeout.max(Duration::from_secs(10));
+        let settings = [
+            ("synchronous_commit", self.synchronous_commit.clone()),
+            ("lock_timeout", milliseconds(self.lock_timeout)),
+            ("statement_timeout", milliseconds(self.statement_timeout)),
+            ("idle_in_transaction_session_timeout", milliseconds(idle)),
+            // Keys travel as text: the text must not depend on who reads it.
+            ("TimeZone", "UTC".to_owned()),
+            ("DateStyle", "ISO, YMD".to_owned()),
+            ("IntervalStyle", "postgres".to_owned()),
+            ("bytea_output", "hex".to_owned()),
+            ("extra_float_digits", "1".to_owned()),
+            // The key's index gives range and order. Without statistics, or with stale ones, the
+            // planner may take the range for small and sort it, or for large and scan the table.
+            ("enable_seqscan", "off".to_owned()),
+            ("enable_bitmapscan", "off".to_owned()),
+            ("enable_sort", "off".to_owned()),
+            ("max_parallel_workers_per_gather", "0".to_owned()),
+            // A plan node that is switched off costs so much that JIT would find it worth compiling.
+            ("jit", "off".to_owned()),
+        ];
+        settings.map(|(name, value)| format!("SET LOCAL {name} = {};\n", literal(&value))).concat()
+    }
+
+    /// Opens a batch's transaction and passes the job's gate.
+    fn begin_sql(&self, state: &State, job: &str) -> String {
+        format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;\n{}{}{}",
+            self.settings_sql(),
+            // A violated constraint must show while the row can still be found, not at COMMIT.
+            "SET CONSTRAINTS ALL IMMEDIATE;\n",
+            job::pass_gate_sql(state, job),
+        )
+    }
+
+    /// How long a batch may take before the connection is given up: every statement is bounded by
+    /// the server, so only a server or network that does not answer at all takes longer.
+    #[must_use]
+    pub fn deadline(&self) -> Duration {
+        self.statement_timeout * 5 + Duration::from_secs(10)
+    }
+}
+
+/// What is asked of one batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Request {
+    /// How many rows to scan at most.
+    pub rows: u64,
+    /// Whether a single row that cannot be changed is set aside; else the batch fails.
+    pub may_quarantine: bool,
+    /// The pace, for the status.
+    pub rows_per_second: f64,
+    /// Time walked since the last batch, this one's excepted.
+    pub active_before: Duration,
+    /// How long the lease runs from the commit on.
+    pub lease: Duration,
+}
+
+/// How a batch ended when nothing went wrong.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// Rows and cursor are committed.
+    Committed(Committed),
+    /// The slice was already walked to its end.
+    AlreadyFinished(slice::Totals),
+    /// Somebody is changing the job, or it is not running: nothing was done.
+    Held {
+        /// The job's state, where it could be read.
+        job_state: Option<String>,
+    },
+    /// The job's spec was changed: make a new plan.
+    Revised,
+    /// The slice belongs to somebody else by now, or is no more.
+    Lost,
+}
+
+/// A batch that was committed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Committed {
+    /// The slice's totals before this batch, as the database has them.
+    pub before: slice::Totals,
+    /// Rows passed over.
+    pub rows_scanned: u64,
+    /// Rows changed.
+    pub rows_changed: u64,
+    /// Rows set aside.
+    pub rows_quarantined: u64,
+    /// Why the row was set aside.
+    pub set_aside: Option<SetAside>,
+    /// Where the cursor stands now.
+    pub cursor_key: Vec<String>,
+    /// Whether the slice is walked to its end.
+    pub finished: bool,
+    /// Time the server spent on the rows: finding the bound and changing them.
+    pub execution: Duration,
+}
+
+/// A row that could not be changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetAside {
+    /// Its key.
+    pub key: Vec<String>,
+    /// What the server said.
+    pub message: String,
+}
+
+/// Which step of a batch failed. Whether rows may have been committed depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Opening the transaction or reading the cursor.
+    Begin,
+    /// Finding the batch's last key.
+    Bound,
+    /// Changing the rows.
+    Rows,
+    /// Moving the cursor.
+    Cursor,
+    /// COMMIT: with a lost connection nobody knows whether it was carried out. The next batch reads
+    /// the cursor and so finds out.
+    Commit,
+}
+
+/// A batch that failed. Nothing of it is committed unless the step is [`Step::Commit`].
+#[derive(Debug, thiserror::Error)]
+#[error("{}", describe(.error))]
+pub struct BatchError {
+    /// Where.
+    pub step: Step,
+    /// Why.
+    #[source]
+    pub error: tokio_postgres::Error,
+}
+
+impl BatchError {
+    fn at(step: Step) -> impl FnOnce(tokio_postgres::Error) -> Self {
+        move |error| Self { step, error }
+    }
+
+    fn at_state(step: Step) -> impl FnOnce(StateError) -> Self {
+        move |error| match error {
+            StateError::Database(error) => Self { step, error },
+            other => unreachable!("statements of a batch fail with database errors only: {other}"),
+        }
+    }
+}
+
+/// Runs one batch. After an error the connection may be inside a failed transaction: [`roll_back`]
+/// or drop it.
+pub async fn run(
+    client: &Client,
+    state: &State,
+    plan: &Plan,
+    claim: &slice::Claim,
+    request: Request,
+) -> Result<Outcome, BatchError> {
+    let begun = Instant::now();
+    let gate = client
+        .simple_query(&plan.begin_sql(state, &claim.job))
+        .await
+        .map_err(BatchError::at(Step::Begin))?;
+    if !passed(&gate) {
+        return stop(client, Outcome::Held { job_state: None }).await;
+    }
+    // A statement of its own, after the gate: its snapshot sees what whoever closed the gate did.
+    let position =
+        slice::position(client, state, claim).await.map_err(BatchError::at_state(Step::Begin))?;
+    let Some(position) = position else { return stop(client, Outcome::Lost).await };
+    if position.finished {
+        return stop(client, Outcome::AlreadyFinished(position.totals)).await;
+    }
+    if position.job_state != "running" {
+        return stop(client, Outcome::Held { job_state: Some(position.job_state) }).await;
+    }
+    if position.job_revision != plan.job_revision {
+        return stop(client, Outcome::Revised).await;
+    }
+
+    let executing = Instant::now();
+    let extent = extent(client, plan, claim, &position, request.rows).await?;
+    let (rows_changed, set_aside) =
+        change_rows(client, state, plan, claim, &position, &extent, request).await?;
+    let execution = executing.elapsed();
+
+    let advance = slice::Advance {
+        cursor_key: &extent.last_key,
+        rows_scanned: i64::try_from(extent.rows).expect("a batch has at most max_rows rows"),
+        rows_changed: i64::try_from(rows_changed).expect("a batch changes at most max_rows rows"),
+        rows_quarantined: i64::from(set_aside.is_some()),
+        finished: extent.is_last,
+        rows_per_second: request.rows_per_second,
+        active: request.active_before + begun.elapsed(),
+        lease: request.lease,
+    };
+    if !slice::advance(client, state, claim, &advance)
+        .await
+        .map_err(BatchError::at_state(Step::Cursor))?
+    {
+        return stop(client, Outcome::Lost).await;
+    }
+    client.batch_execute("COMMIT").await.map_err(BatchError::at(Step::Commit))?;
+    Ok(Outcome::Committed(Committed {
+        before: position.totals,
+        rows_scanned: extent.rows,
+        rows_changed,
+        rows_quarantined: u64::from(set_aside.is_some()),
+        set_aside,
+        cursor_key: extent.last_key,
+        finished: extent.is_last,
+        execution,
+    }))
+}
+
+/// Ends a transaction that failed or is not wanted. False when the connection cannot be trusted any more.
+pub async fn roll_back(client: &Client) -> bool {
+    !client.is_closed() && client.batch_execute("ROLLBACK").await.is_ok()
+}
+
+async fn stop(client: &Client, outcome: Outcome) -> Result<Outcome, BatchError> {
+    client.batch_execute("ROLLBACK").await.map_err(BatchError::at(Step::Begin))?;
+    Ok(outcome)
+}
+
+fn passed(gate: &[SimpleQueryMessage]) -> bool {
+    gate.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t")))
+}
+
+/// The key range of one batch.
+struct Extent {
+    start: Start,
+    start_key: Vec<String>,
+    last_key: Vec<String>,
+    rows: u64,
+    is_last: bool,
+}
+
+async fn extent(
+    client: &Client,
+    plan: &Plan,
+    claim: &slice::Claim,
+    position: &slice::Position,
+    rows: u64,
+) -> Result<Extent, BatchError> {
+    let (start, start_key) = match &position.cursor_key {
+        Some(cursor) => (Start::After, cursor.clone()),
+        None => (Start::At, claim.range.first_key.clone()),
+    };
+    let slice_end = &claim.range.last_key;
+    let rows_wanted = i64::try_from(rows).expect("max_rows is validated to fit");
+    let offset = rows_wanted - 1;
+    let bound = {
+        let range = Parameters::new(plan, &start_key, slice_end);
+        client
+            .query_typed_opt(&plan.keyset.bound_sql(start), &range.with(&offset))
+            .await
+            .map_err(BatchError::at(Step::Bound))?
+            .map(|row| row.get::<_, Vec<String>>(0))
+    };
+    if let Some(last_key) = bound {
+        let is_last = last_key == *slice_end;
+        return Ok(Extent { start, start_key, last_key, rows, is_last });
+    }
+    // Fewer rows are left than the batch may have: take all, and say how many they were.
+    let range = Parameters::new(plan, &start_key, slice_end);
+    let rest: i64 = client
+        .query_typed_one(&plan.keyset.count_sql(start), &range.with(&rows_wanted))
+        .await
+        .map_err(BatchError::at(Step::Bound))?
+        .get(0);
+    let rows = u64::try_from(rest).expect("a count is not negative");
+    Ok(Extent { start, start_key, last_key: slice_end.clone(), rows, is_last: true })
+}
+
+/// Changes the rows of the extent; of an extent of a single row that cannot be changed, sets it
+/// aside instead when that is allowed.
+async fn change_rows(
+    client: &Client,
+    state: &State,
+    plan: &Plan,
+    claim: &slice::Claim,
+    position: &slice::Position,
+    extent: &Extent,
+    request: Request,
+) -> Result<(u64, Option<SetAside>), BatchError> {
+    debug_assert!(position.cursor_key.is_none() || extent.start == Start::After);
+    if extent.rows == 0 {
+        return Ok((0, None));
+    }
+    let single = extent.rows == 1 && request.may_quarantine;
+    if single {
+        client.batch_execute("SAVEPOINT row").await.map_err(BatchError::at(Step::Rows))?;
+    }
+    let range = Parameters::new(plan, &extent.start_key, &extent.last_key);
+    let updated = client
+        .execute_typed(&plan.keyset.update_sql(&plan.change, extent.start), &range.all())
+        .await;
+    match updated {
+        Ok(rows) => Ok((rows, None)),
+        Err(error) if single && Failure::of(&error) == Failure::Data => {
+            client.batch_execute("ROLLBACK TO SAVEPOINT row").await.map_err(BatchError::at(Step::Rows))?;
+            let sqlstate = error.code().map_or("", |state| state.code());
+            let set_aside = SetAside { key: extent.last_key.clone(), message: describe(&error) };
+            slice::quarantine(client, state, &claim.job, &set_aside.key, sqlstate, &set_aside.message)
+                .await
+                .map_err(BatchError::at_state(Step::Rows))?;
+            Ok((0, Some(set_aside)))
+        }
+        Err(error) => Err(BatchError { step: Step::Rows, error }),
+    }
+}
+
+/// The two ends of a key range as parameters of a statement.
+struct Parameters<'a> {
+    values: Vec<(KeyValue<'a>, Type)>,
+}
+
+impl<'a> Parameters<'a> {
+    fn new(plan: &Plan, start: &'a [String], end: &'a [String]) -> Self {
+        let types = plan.keyset.parameter_types();
+        assert_eq!(start.len(), types.len(), "a slice's first key and cursor are whole keys");
+        assert_eq!(end.len(), types.len(), "a slice's last key is a whole key");
+        Self { values: [key_parameters(start, &types), key_parameters(end, &types)].concat() }
+    }
+
+    fn all(&self) -> Vec<(&(dyn ToSql + Sync), Type)> {
+        self.values.iter().map(|(value, kind)| (value as &(dyn ToSql + Sync), kind.clone())).collect()
+    }
+
+    fn with<'b>(&'b self, number: &'b i64) -> Vec<(&'b (dyn ToSql + Sync), Type)> {
+        let mut all = self.all();
+        all.push((number, Type::INT8));
+        all
+    }
+}

@@ -1,0 +1,382 @@
+//! The SQL of a keyset walk.
+//!
+//! Everything is a row comparison over the whole key, `(a, b) > ($1, $2)`, which is one index
+//! condition; `a > $1 OR (a = $1 AND b > $2)` is not. Key values are parameters, so that the server
+//! plans each batch with the real values (a custom plan) and nothing is ever quoted by hand.
+
+use std::fmt;
+
+use postgres_types::Type;
+use serde::{Deserialize, Serialize};
+
+use crate::database::identifier;
+
+/// The direction of a walk, by the values of the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// Lowest key first.
+    #[default]
+    Ascending,
+    /// Highest key first.
+    Descending,
+}
+
+impl Order {
+    fn reversed(self) -> Self {
+        match self {
+            Self::Ascending => Self::Descending,
+            Self::Descending => Self::Ascending,
+        }
+    }
+}
+
+/// A table, found in the catalog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// Its object identifier.
+    pub oid: u32,
+    /// Its schema.
+    pub schema: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl Table {
+    /// Quoted, with its schema.
+    #[must_use]
+    pub fn sql(&self) -> String {
+        format!("{}.{}", identifier(&self.schema), identifier(&self.name))
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}.{}", self.schema, self.name)
+    }
+}
+
+/// One column of the key.
+#[derive(Debug, Clone)]
+pub struct KeyColumn {
+    /// Its name, unquoted.
+    pub name: String,
+    /// The type under which its values are sent.
+    pub parameter_type: Type,
+    /// The type as SQL.
+    pub type_name: String,
+    /// The index's collation as SQL, where it is not the column's own.
+    pub collation: Option<String>,
+    /// Whether the index sorts it downwards.
+    pub index_is_descending: bool,
+    /// Whether the index puts NULLs first. There are none, but the planner wants to hear it.
+    pub index_nulls_first: bool,
+}
+
+impl KeyColumn {
+    fn expression(&self) -> String {
+        match &self.collation {
+            None => identifier(&self.name),
+            Some(collation) => format!("{} COLLATE {collation}", identifier(&self.name)),
+        }
+    }
+}
+
+/// Where a key range starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// With the key given: `>=` upwards.
+    At,
+    /// Behind the key given: `>` upwards.
+    After,
+}
+
+/// What a batch does to the rows of its range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Columns and the SQL expressions of their new values.
+    pub set: Vec<(String, String)>,
+    /// Which rows; all without one.
+    pub filter: Option<String>,
+}
+
+/// A table and the key that a walk follows through it.
+#[derive(Debug, Clone)]
+pub struct Keyset {
+    /// The table.
+    pub table: Table,
+    /// The index that gives the order.
+    pub index: String,
+    /// The columns of the key, in the index's order.
+    pub columns: Vec<KeyColumn>,
+    /// The direction of the walk.
+    pub order: Order,
+}
+
+impl Keyset {
+    /// A walk over `table` by the key of `index`.
+    #[must_use]
+    pub fn new(table: Table, index: String, columns: Vec<KeyColumn>, order: Order) -> Self {
+        assert!(!columns.is_empty(), "an index has at least one column");
+        Self { table, index, columns, order }
+    }
+
+    /// The names of the key's columns.
+    #[must_use]
+    pub fn column_names(&self) -> Vec<String> {
+        self.columns.iter().map(|column| column.name.clone()).collect()
+    }
+
+    /// The types under which key values are sent, in order.
+    #[must_use]
+    pub fn parameter_types(&self) -> Vec<Type> {
+        self.columns.iter().map(|column| column.parameter_type.clone()).collect()
+    }
+
+    /// The key's values as an array of texts, for reading them.
+    fn key_as_text(&self) -> String {
+        let values: Vec<String> =
+            self.columns.iter().map(|column| format!("{}::text", identifier(&column.name))).collect();
+        format!("ARRAY[{}]", values.join(", "))
+    }
+
+    fn order_by(&self, order: Order) -> String {
+        let terms: Vec<String> = self
+            .columns
+            .iter()
+            .map(|column| {
+                let descending = order == Order::Descending;
+                let scanned_forwards = descending == column.index_is_descending;
+                let nulls_first = column.index_nulls_first == scanned_forwards;
+                // SQL's default is NULLS LAST upwards, NULLS FIRST downwards.
+                let nulls = match (descending, nulls_first) {
+                    (false, false) | (true, true) => "",
+                    (false, true) => " NULLS FIRST",
+                    (true, false) => " NULLS LAST",
+                };
+                format!("{}{}{nulls}", column.expression(), if descending { " DESC" } else { "" })
+            })
+            .collect();
+        terms.join(", ")
+    }
+
+    /// Compares the first `width` columns of the key with the parameters from `$first` on.
+    fn comparison(&self, operator: &str, width: usize, first: usize) -> String {
+        let columns = &self.columns[..width];
+        let left: Vec<String> = columns.iter().map(KeyColumn::expression).collect();
+        let right: Vec<String> = (first..)
+            .zip(columns)
+            .map(|(number, column)| format!("${number}::{}", column.type_name))
+            .collect();
+        match (left.as_slice(), right.as_slice()) {
+            ([left], [right]) => format!("{left} {operator} {right}"),
+            _ => format!("({}) {operator} ({})", left.join(", "), right.join(", ")),
+        }
+    }
+
+    /// The condition for keys from a start to an end, included, in the order of the walk. The start's
+    /// values are the parameters from `$1` on, the end's follow.
+    #[must_use]
+    pub fn range(&self, start: Start) -> String {
+        let width = self.columns.len();
+        let (from, to) = match (self.order, start) {
+            (Order::Ascending, Start::At) => (">=", "<="),
+            (Order::Ascending, Start::After) => (">", "<="),
+            (Order::Descending, Start::At) => ("<=", ">="),
+            (Order::Descending, Start::After) => ("<", ">="),
+        };
+        format!("{} AND {}", self.comparison(from, width, 1), self.comparison(to, width, width + 1))
+    }
+
+    /// Finds the key at which the batch ends: the row `OFFSET` rows behind the first of the range. No
+    /// row when the range holds fewer. The offset is the last parameter.
+    #[must_use]
+    pub fn bound_sql(&self, start: Start) -> String {
+        format!(
+            "SELECT {key}\nFROM ONLY {table}\nWHERE {range}\nORDER BY {order}\nOFFSET ${offset}::bigint LIMIT 1",
+            key = self.key_as_text(),
+            table = self.table.sql(),
+            range = self.range(start),
+            order = self.order_by(self.order),
+            offset = 2 * self.columns.len() + 1,
+        )
+    }
+
+    /// Counts the rows of a range that is known to be shorter than a batch. The limit is the last parameter.
+    #[must_use]
+    pub fn count_sql(&self, start: Start) -> String {
+        format!(
+            "SELECT count(*)\nFROM (SELECT FROM ONLY {table}\n      WHERE {range}\n      ORDER BY {order}\n      LIMIT ${limit}::bigint) rest",
+            table = self.table.sql(),
+            range = self.range(start),
+            order = self.order_by(self.order),
+            limit = 2 * self.columns.len() + 1,
+        )
+    }
+
+    /// Changes the rows of a range.
+    ///
+    /// The filter stands under IS TRUE, which keeps its meaning and hides it from index matching: a
+    /// batch must read its key range, never all the rows of the table that an index on the filter's
+    /// columns would offer.
+    #[must_use]
+    pub fn update_sql(&self, change: &Change, start: Start) -> String {
+        let set: Vec<String> = change
+            .set
+            .iter()
+            .map(|(column, expression)| format!("{} = {}", identifier(column), enclosed(expression)))
+            .collect();
+        let filter = match &change.filter {
+            None => String::new(),
+            Some(filter) => format!("\n  AND {} IS TRUE", enclosed(filter)),
+        };
+        format!(
+            "UPDATE ONLY {table}\nSET {set}\nWHERE {range}{filter}",
+            table = self.table.sql(),
+            set = set.join(",\n    "),
+            range = self.range(start),
+        )
+    }
+
+    /// Finds the first key of the walk, or the last, within bounds that may be prefixes of a key. The
+    /// values of `from` are the parameters from `$1` on, those of `to` follow.
+    #[must_use]
+    pub fn end_sql(&self, end: End, from_width: usize, to_width: usize) -> String {
+        let mut conditions = Vec::new();
+        if from_width > 0 {
+            conditions.push(self.comparison(">=", from_width, 1));
+        }
+        if to_width > 0 {
+            conditions.push(self.comparison("<=", to_width, from_width + 1));
+        }
+        let filter = match conditions.as_slice() {
+            [] => String::new(),
+            some => format!("\nWHERE {}", some.join(" AND ")),
+        };
+        let order = match end {
+            End::First => self.order,
+            End::Last => self.order.reversed(),
+        };
+        format!(
+            "SELECT {key}\nFROM ONLY {table}{filter}\nORDER BY {order}\nLIMIT 1",
+            key = self.key_as_text(),
+            table = self.table.sql(),
+            order = self.order_by(order),
+        )
+    }
+
+    /// Counts, in a sample of the table's pages, all rows, those of the range, and the pages that hold
+    /// any. The percentage is the last parameter.
+    #[must_use]
+    pub fn sample_sql(&self, start: Start) -> String {
+        format!(
+            "SELECT count(*), count(*) FILTER (WHERE {range}),\n       count(DISTINCT (ctid::text::point)[0])\nFROM ONLY {table} TABLESAMPLE SYSTEM (${percent}::real)",
+            table = self.table.sql(),
+            range = self.range(start),
+            percent = 2 * self.columns.len() + 1,
+        )
+    }
+}
+
+/// One of the two ends of a walk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Where it begins.
+    First,
+    /// Where it comes to its end.
+    Last,
+}
+
+/// An expression of a job file in parentheses, on lines of its own so that a comment at its end
+/// cannot swallow what follows. DEFAULT is no expression and stands bare.
+#[must_use]
+pub fn enclosed(expression: &str) -> String {
+    if expression.trim().eq_ignore_ascii_case("default") {
+        "DEFAULT".to_owned()
+    } else if expression.contains("--") || expression.contains('\n') {
+        format!("(\n{expression}\n)")
+    } else {
+        format!("({expression})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use postgres_types::Kind;
+
+    use super::*;
+
+    fn column(name: &str, type_name: &str) -> KeyColumn {
+        KeyColumn {
+            name: name.to_owned(),
+            parameter_type: Type::new(name.to_owned(), 20, Kind::Simple, String::new()),
+            type_name: type_name.to_owned(),
+            collation: None,
+            index_is_descending: false,
+            index_nulls_first: false,
+        }
+    }
+
+    fn keyset(columns: Vec<KeyColumn>, order: Order) -> Keyset {
+        let table = Table { oid: 1, schema: "public".to_owned(), name: "users".to_owned() };
+        Keyset::new(table, "users_pkey".to_owned(), columns, order)
+    }
+
+    #[test]
+    fn a_batch_over_a_single_column() {
+        let keyset = keyset(vec![column("id", "bigint")], Order::Ascending);
+        assert_eq!(
+            keyset.bound_sql(Start::After),
+            "SELECT ARRAY[\"id\"::text]\nFROM ONLY \"public\".\"users\"\n\
+             WHERE \"id\" > $1::bigint AND \"id\" <= $2::bigint\nORDER BY \"id\"\nOFFSET $3::bigint LIMIT 1"
+        );
+        let change = Change {
+            set: vec![("email_normalized".to_owned(), "lower(email)".to_owned())],
+            filter: Some("email_normalized IS NULL -- new".to_owned()),
+        };
+        assert_eq!(
+            keyset.update_sql(&change, Start::At),
+            "UPDATE ONLY \"public\".\"users\"\nSET \"email_normalized\" = (lower(email))\n\
+             WHERE \"id\" >= $1::bigint AND \"id\" <= $2::bigint\n  AND (\nemail_normalized IS NULL -- new\n) IS TRUE"
+        );
+    }
+
+    #[test]
+    fn a_composite_key_is_compared_as_a_row() {
+        let keyset = keyset(vec![column("a", "text"), column("b", "uuid")], Order::Descending);
+        assert_eq!(
+            keyset.range(Start::After),
+            "(\"a\", \"b\") < ($1::text, $2::uuid) AND (\"a\", \"b\") >= ($3::text, $4::uuid)"
+        );
+        assert_eq!(
+            keyset.end_sql(End::First, 1, 2),
+            "SELECT ARRAY[\"a\"::text, \"b\"::text]\nFROM ONLY \"public\".\"users\"\n\
+             WHERE \"a\" >= $1::text AND (\"a\", \"b\") <= ($2::text, $3::uuid)\n\
+             ORDER BY \"a\" DESC, \"b\" DESC\nLIMIT 1"
+        );
+    }
+
+    #[test]
+    fn the_order_is_said_as_the_index_has_it() {
+        let mut downwards = column("at", "timestamptz");
+        downwards.index_is_descending = true;
+        let mut nulls_first = column("id", "bigint");
+        nulls_first.index_nulls_first = true;
+        nulls_first.collation = Some("pg_catalog.\"C\"".to_owned());
+        assert_eq!(
+            keyset(vec![downwards], Order::Ascending).order_by(Order::Ascending),
+            "\"at\" NULLS FIRST",
+            "a DESC NULLS LAST index read backwards gives NULLS FIRST"
+        );
+        assert_eq!(
+            keyset(vec![nulls_first], Order::Ascending).order_by(Order::Descending),
+            "\"id\" COLLATE pg_catalog.\"C\" DESC NULLS LAST"
+        );
+    }
+
+    #[test]
+    fn default_is_written_bare() {
+        assert_eq!(enclosed(" default "), "DEFAULT");
+        assert_eq!(enclosed("1 + 1"), "(1 + 1)");
+    }
+}

@@ -1,0 +1,17 @@
+//! Walking a table: which key, which SQL, one transaction a batch, how many rows in it.
+//!
+//! May use `database` and `state`. Knows nothing of job files, daemons, throttles or HTTP: what to
+//! change comes in as a [`Plan`], how many rows as a number, and what happened goes out.
+//!
+//! Read in this order: [`keyset`] (the SQL), [`batch`] (the transaction), [`sizer`] and
+//! [`isolation`] (how many rows), [`key`] (which index), [`estimate`] (how many there are).
+
+pub mod batch;
+pub mod estimate;
+pub mod isolation;
+pub mod key;
+pub mod keyset;
+pub mod sizer;
+
+pub use batch::Plan;
+pub use keyset::{Change, Keyset};
