@@ -17,8 +17,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cli;
+pub mod daemon;
 pub mod database;
+pub mod http;
 pub mod job;
+pub mod settings;
 pub mod state;
 pub mod throttle;
 pub mod walk;

@@ -10,6 +10,7 @@ pub mod known_keys;
 pub mod preflight;
 pub mod report;
 pub mod spec;
+pub mod submission;
 
 pub use file::{Job, JobFileError};
 pub use preflight::{Preflight, PreflightError};

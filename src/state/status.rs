@@ -87,3 +87,44 @@ pub async fn of(client: &impl GenericClient, state: &State, name: &str) -> Resul
 fn parse(row: Value) -> Status {
     serde_json::from_value(row).expect("the view has the columns of its own schema version")
 }
+
+/// For each running job, the seconds since it last committed a batch or, before its first, since it started.
+pub async fn checkpoint_ages(
+    client: &impl GenericClient,
+    state: &State,
+) -> Result<Vec<(String, f64)>, StateError> {
+    let rows = client
+        .query_typed(
+            &state.sql(
+                "SELECT j.name,
+                        extract(epoch FROM clock_timestamp()
+                                - greatest(j.started_at, max(s.checkpoint_at)))::double precision
+                 FROM {s}.job j JOIN {s}.slice s ON s.job = j.name
+                 WHERE j.state = 'running' GROUP BY j.name, j.started_at",
+            ),
+            &[],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Which of the given jobs have failed or were cancelled, and which others failed since `since`.
+pub async fn ended_badly(
+    client: &impl GenericClient,
+    state: &State,
+    jobs: &[String],
+    since: Timestamp,
+) -> Result<Vec<String>, StateError> {
+    let rows = client
+        .query_typed(
+            &state.sql(
+                "SELECT name FROM {s}.job
+                 WHERE (name = ANY ($1) AND state IN ('failed', 'cancelled'))
+                    OR (state = 'failed' AND finished_at >= $2)
+                 ORDER BY name",
+            ),
+            &[(&jobs, Type::TEXT_ARRAY), (&since, Type::TIMESTAMPTZ)],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}

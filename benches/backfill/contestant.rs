@@ -1,0 +1,149 @@
+//! Who takes part in the race. Each changes every row of the table `users`.
+
+use std::time::Instant;
+
+use tokio_postgres::Client;
+
+use crate::backfill::{Backfill, Usage};
+use crate::process::ServerProcesses;
+
+/// Rows of a batch wherever the size is fixed.
+pub(crate) const ROWS_PER_BATCH: u32 = 10_000;
+
+/// The clause that a walk's batches have in common with the one big statement.
+pub(crate) const SINGLE_UPDATE: &str =
+    "UPDATE users SET email_normalized = lower(email) WHERE email_normalized IS NULL";
+
+/// The walk as a careful person would write it for the server. It keeps no cursor: killed, it
+/// begins anew. The statement timeouts, the lease and the cursor of backfilld have no twin here, so
+/// its figure is that of the bare batches.
+pub(crate) const PROCEDURE: &str = "\
+CREATE PROCEDURE walk_users(rows_per_batch bigint) LANGUAGE plpgsql AS $$
+DECLARE
+    done bigint := 0;
+    bound bigint;
+    last bigint := (SELECT max(id) FROM users);
+BEGIN
+    WHILE done < last LOOP
+        SELECT id INTO bound FROM users WHERE id > done AND id <= last
+        ORDER BY id OFFSET rows_per_batch - 1 LIMIT 1;
+        IF NOT FOUND THEN
+            bound := last;
+        END IF;
+        UPDATE users SET email_normalized = lower(email)
+        WHERE id > done AND id <= bound AND email_normalized IS NULL;
+        COMMIT;
+        done := bound;
+    END LOOP;
+END $$";
+
+/// One way to change all rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Contestant {
+    SingleUpdate,
+    Procedure,
+    FixedBatch,
+    AdaptiveBatch,
+}
+
+/// What one run took.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run {
+    pub(crate) seconds: f64,
+    /// CPU time of all of the server's processes, in the daemon's case from before its start.
+    pub(crate) server_cpu_seconds: f64,
+    /// The daemon's process, where there is one.
+    pub(crate) daemon: Option<Usage>,
+    /// Batches that the daemon committed.
+    pub(crate) batches: Option<f64>,
+}
+
+impl Contestant {
+    /// In the order of a round.
+    pub(crate) const ALL: [Self; 4] =
+        [Self::SingleUpdate, Self::Procedure, Self::FixedBatch, Self::AdaptiveBatch];
+
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::SingleUpdate => "(a) one `UPDATE`",
+            Self::Procedure => "(b) PL/pgSQL procedure",
+            Self::FixedBatch => "(c) backfilld, the batch of (b)",
+            Self::AdaptiveBatch => "(c2) backfilld, default batch",
+        }
+    }
+
+    /// Changes all `rows` rows. `name` is the run's own, for the job and the daemon.
+    pub(crate) async fn run(self, client: &Client, url: &str, name: &str, rows: u32) -> Run {
+        let server = ServerProcesses::of_backend(backend(client).await);
+        match self {
+            Self::SingleUpdate => on_the_server(client, server, SINGLE_UPDATE).await,
+            Self::Procedure => {
+                // As backfilld's batches have it by default.
+                client.batch_execute("SET synchronous_commit = off").await.expect("anybody may set it");
+                let run = on_the_server(client, server, &format!("CALL walk_users({ROWS_PER_BATCH})")).await;
+                client.batch_execute("RESET synchronous_commit").await.expect("anybody may reset it");
+                run
+            }
+            Self::FixedBatch => {
+                let batch = format!(
+                    "[batch]\ninitial_rows = {ROWS_PER_BATCH}\nmin_rows = {ROWS_PER_BATCH}\nmax_rows = {ROWS_PER_BATCH}\n"
+                );
+                let run = by_the_daemon(client, url, server, name, rows, &batch).await;
+                let batches = f64::from(rows.div_ceil(ROWS_PER_BATCH));
+                assert_eq!(run.batches, Some(batches), "the batches of a job whose batch size is fixed");
+                run
+            }
+            Self::AdaptiveBatch => by_the_daemon(client, url, server, name, rows, "").await,
+        }
+    }
+}
+
+async fn backend(client: &Client) -> u32 {
+    let row = client.query_one("SELECT pg_backend_pid()", &[]).await.expect("the server answers");
+    u32::try_from(row.get::<_, i32>(0)).expect("a process id is positive")
+}
+
+/// Runs a single statement.
+async fn on_the_server(client: &Client, server: ServerProcesses, statement: &str) -> Run {
+    let cpu_before = server.cpu_seconds();
+    let begun = Instant::now();
+    client.batch_execute(statement).await.expect("the contestant's statement runs");
+    let seconds = begun.elapsed().as_secs_f64();
+    Run { seconds, server_cpu_seconds: server.cpu_seconds() - cpu_before, daemon: None, batches: None }
+}
+
+/// Has a daemon do it, one started for this alone. The clock is the database's: from the job's
+/// submission to its end, so that planning, claiming and finishing it count too.
+async fn by_the_daemon(
+    client: &Client,
+    url: &str,
+    server: ServerProcesses,
+    name: &str,
+    rows: u32,
+    batch: &str,
+) -> Run {
+    let cpu_before = server.cpu_seconds();
+    let backfill = Backfill::start(url, url, name, client).await;
+    backfill.submit(&format!(
+        "name = \"{name}\"\ntable = \"public.users\"\n\
+         [update]\nset = {{ email_normalized = \"lower(email)\" }}\nwhere = \"email_normalized IS NULL\"\n{batch}"
+    ));
+    backfill.wait(name);
+    let server_cpu_seconds = server.cpu_seconds() - cpu_before;
+    let usage = backfill.usage();
+    backfill.stop();
+
+    let row = client
+        .query_one(
+            "SELECT extract(epoch FROM j.finished_at - j.submitted_at)::float8,
+                    sum(s.rows_scanned)::bigint, sum(s.rows_changed)::bigint, sum(s.batches)::float8
+             FROM backfilld.job j JOIN backfilld.slice s ON s.job = j.name
+             WHERE j.name = $1 GROUP BY j.name",
+            &[&name],
+        )
+        .await
+        .expect("a superuser can read the state");
+    let (scanned, changed): (i64, i64) = (row.get(1), row.get(2));
+    assert_eq!((scanned, changed), (i64::from(rows), i64::from(rows)), "rows scanned and changed by the job");
+    Run { seconds: row.get(0), server_cpu_seconds, daemon: Some(usage), batches: row.get(3) }
+}

@@ -1,0 +1,40 @@
+//! `backfilld events [NAME] [--follow]`
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::arguments::Events;
+use super::failure::Failure;
+use super::{Context, output};
+use crate::state::event::{self, Event};
+
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// More than anybody writes between two looks.
+const FOLLOW_LIMIT: i64 = 10_000;
+
+pub(super) async fn run(context: &Context, command: &Events) -> Result<ExitCode, Failure> {
+    let client = context.connect_to_state().await?;
+    let job = command.name.as_deref();
+    let mut events = event::list(&client, &context.state, job, 0, command.limit).await?;
+    if events.is_empty() && !command.follow {
+        output::line("no events")?;
+    }
+    let mut seen = 0;
+    loop {
+        for event in &events {
+            output::line(written(event))?;
+            seen = event.id;
+        }
+        if !command.follow {
+            return Ok(ExitCode::SUCCESS);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+        events = event::list(&client, &context.state, job, seen, FOLLOW_LIMIT).await?;
+    }
+}
+
+fn written(event: &Event) -> String {
+    let at = event.at.strftime("%Y-%m-%d %H:%M:%SZ");
+    let job = event.job.as_deref().unwrap_or("-");
+    format!("{at}  {job}  {}: {} (by {}, role {})", event.kind, event.reason, event.actor, event.role)
+}

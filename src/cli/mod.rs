@@ -1,0 +1,105 @@
+//! The command line: one file a command.
+//!
+//! The highest room. Everything that can fail without a database fails before one is asked.
+
+mod arguments;
+mod check;
+mod completions;
+mod control;
+mod events;
+mod failure;
+mod init;
+mod output;
+mod run;
+mod status;
+mod submit;
+mod wait;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tokio_postgres::Client;
+
+use crate::settings::{Overrides, Settings};
+use crate::state::{self, Actor, State};
+use arguments::{Arguments, Command};
+use failure::Failure;
+
+/// Parses the process's arguments, carries them out, and says how that went.
+#[must_use]
+pub fn main() -> ExitCode {
+    // Wrong usage ends the process here, with 2.
+    let arguments = Arguments::parse();
+    let result = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::runtime(format!("cannot start the runtime: {error}")))
+        .and_then(|runtime| {
+            let result = runtime.block_on(dispatch(arguments));
+            // A connection that hangs in the background must not hold up the end.
+            runtime.shutdown_background();
+            result
+        });
+    match result {
+        Ok(code) => code,
+        Err(failure) => failure.report(),
+    }
+}
+
+async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
+    let environment: BTreeMap<String, String> =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect();
+    let overrides = Overrides { config: arguments.config, database_url: arguments.database_url };
+    let context = || Context::load(overrides.clone(), environment.clone());
+    match arguments.command {
+        Command::Run(command) => run::run(context()?, command).await,
+        Command::Init => init::run(&context()?).await,
+        Command::Check(command) => check::run(&context()?, &command).await,
+        Command::Submit(command) => submit::run(&context()?, &command).await,
+        Command::Status(command) => status::run(&context()?, &command).await,
+        Command::Pause(command) => control::pause(&context()?, &command).await,
+        Command::Resume(command) => control::resume(&context()?, &command.name).await,
+        Command::Cancel(command) => control::cancel(&context()?, &command.name).await,
+        Command::Retry(command) => control::retry(&context()?, &command.name).await,
+        Command::Wait(command) => wait::run(&context()?, &command).await,
+        Command::Events(command) => events::run(&context()?, &command).await,
+        Command::Completions(command) => completions::run(&command),
+    }
+}
+
+/// What every command needs: the configuration, and who is asking.
+struct Context {
+    settings: Settings,
+    overrides: Overrides,
+    environment: BTreeMap<String, String>,
+    state: State,
+    actor: Actor,
+}
+
+impl Context {
+    fn load(overrides: Overrides, environment: BTreeMap<String, String>) -> Result<Self, Failure> {
+        let settings = Settings::load(&overrides, &environment).map_err(Failure::usage)?;
+        let user = environment.get("USER").or_else(|| environment.get("LOGNAME"));
+        let host = gethostname::gethostname();
+        let actor = Actor(format!(
+            "{}@{}",
+            user.map_or("somebody", String::as_str),
+            host.to_string_lossy()
+        ));
+        Ok(Self { state: State::new(&settings.state.schema), settings, overrides, environment, actor })
+    }
+
+    /// Connects, whatever state the schema is in.
+    async fn connect(&self) -> Result<Client, Failure> {
+        let target = self.settings.target().map_err(Failure::usage)?;
+        target.connect().await.map_err(Failure::runtime)
+    }
+
+    /// Connects to a database whose state schema this program can use.
+    async fn connect_to_state(&self) -> Result<Client, Failure> {
+        let client = self.connect().await?;
+        state::is_current(&client, &self.state).await.map_err(Failure::runtime)?;
+        Ok(client)
+    }
+}

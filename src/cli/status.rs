@@ -1,0 +1,214 @@
+//! `backfilld status [NAME] [--json] [--watch]`
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio_postgres::Client;
+
+use super::arguments;
+use super::failure::Failure;
+use super::{Context, output};
+use crate::state::StateError;
+use crate::state::status::{self, Status};
+
+const REDRAW_EVERY: Duration = Duration::from_secs(1);
+/// A bar's length: progress in hundredths of a per cent.
+const WHOLE: u64 = 10_000;
+
+pub(super) async fn run(context: &Context, command: &arguments::Status) -> Result<ExitCode, Failure> {
+    let client = context.connect_to_state().await?;
+    let name = command.name.as_deref();
+    if command.watch {
+        return watch(context, client, name).await;
+    }
+    let jobs = read(context, &client, name).await?;
+    if command.json {
+        let text = serde_json::to_string_pretty(&jobs).expect("a status has text keys and finite numbers");
+        output::line(text)?;
+    } else if jobs.is_empty() {
+        output::line("no jobs: submit one with `backfilld submit FILE`")?;
+    } else {
+        output::line(table(&jobs))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn read(context: &Context, client: &Client, name: Option<&str>) -> Result<Vec<Status>, StateError> {
+    match name {
+        Some(name) => Ok(vec![status::of(client, &context.state, name).await?]),
+        None => status::list(client, &context.state).await,
+    }
+}
+
+fn table(jobs: &[Status]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["NAME", "STATE", "PROGRESS", "CHANGED", "SCANNED", "ROWS/S", "ETA", "NOTE"]);
+    for job in jobs {
+        table.add_row([
+            job.name.clone(),
+            job.state.clone(),
+            percent(job.progress),
+            output::count(job.rows_changed),
+            scanned(job),
+            output::count(job.rows_per_second.round() as i64),
+            job.eta_seconds.map_or("-".to_owned(), output::seconds),
+            note(job),
+        ]);
+    }
+    for column in 2..7 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// Cut off, never rounded up: 100 % is said of a complete job only.
+fn percent(progress: f64) -> String {
+    format!("{:.1} %", (progress * 1000.0).floor() / 10.0)
+}
+
+fn scanned(job: &Status) -> String {
+    if job.state == "complete" {
+        output::count(job.rows_scanned)
+    } else {
+        format!("{} of ~{}", output::count(job.rows_scanned), output::count(job.estimated_rows))
+    }
+}
+
+/// What a person should know besides the figures.
+fn note(job: &Status) -> String {
+    let mut notes = Vec::new();
+    if let Some(error) = &job.error {
+        notes.push(error.clone());
+    }
+    match job.state.as_str() {
+        "running" if job.workers == 0 => notes.push("no daemon works on it".to_owned()),
+        "pending" => notes.push("waits for a daemon".to_owned()),
+        "running" => notes.extend(job.throttle.reason.clone()),
+        _ => {}
+    }
+    if job.rows_quarantined > 0 {
+        notes.push(format!("{} rows in quarantine", output::count(job.rows_quarantined)));
+    }
+    notes.join("; ")
+}
+
+/// Shows progress until the job named ends; without a name until interrupted.
+async fn watch(context: &Context, client: Client, name: Option<&str>) -> Result<ExitCode, Failure> {
+    let mut screen = Screen::new();
+    let mut client = Some(client);
+    loop {
+        let looked = match client.take() {
+            Some(connected) => {
+                let looked = read(context, &connected, name).await;
+                client = Some(connected);
+                looked
+            }
+            None => match context.connect().await {
+                Ok(connected) => {
+                    client = Some(connected);
+                    continue;
+                }
+                Err(_) => {
+                    tokio::time::sleep(REDRAW_EVERY).await;
+                    continue;
+                }
+            },
+        };
+        match looked {
+            Ok(jobs) => {
+                screen.draw(&jobs)?;
+                let ended = |job: &Status| matches!(job.state.as_str(), "complete" | "failed" | "cancelled");
+                if name.is_some() && jobs.iter().all(ended) {
+                    return Ok(ExitCode::SUCCESS);
+                }
+            }
+            // A database that restarts comes back; the screen says so meanwhile.
+            Err(StateError::Database(_)) => {
+                client = None;
+                screen.say("the database does not answer; trying again")?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(REDRAW_EVERY).await;
+    }
+}
+
+/// Progress bars on a terminal; elsewhere a line a job each time.
+struct Screen {
+    bars: Option<MultiProgress>,
+    shown: BTreeMap<String, ProgressBar>,
+}
+
+impl Screen {
+    fn new() -> Self {
+        let on_terminal = std::io::stdout().is_terminal();
+        let bars = on_terminal.then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stdout()));
+        Self { bars, shown: BTreeMap::new() }
+    }
+
+    fn draw(&mut self, jobs: &[Status]) -> Result<(), Failure> {
+        let Some(bars) = &self.bars else {
+            for job in jobs {
+                output::line(format!("{}  {}", job.name, told(job)))?;
+            }
+            return Ok(());
+        };
+        self.shown.retain(|name, bar| {
+            let known = jobs.iter().any(|job| job.name == *name);
+            if !known {
+                bars.remove(bar);
+            }
+            known
+        });
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        let width = jobs.iter().map(|job| job.name.len()).max().unwrap_or(0);
+        for job in jobs {
+            let bar = self.shown.entry(job.name.clone()).or_insert_with(|| bars.add(ProgressBar::new(WHOLE)));
+            let style = ProgressStyle::with_template(&format!("{{prefix:{width}}} [{{bar:30}}] {{wide_msg}}"))
+                .expect("the template is constant but for a number")
+                .progress_chars("=> ");
+            bar.set_style(style);
+            bar.set_prefix(job.name.clone());
+            // `as` saturates, and progress lies from 0 to 1.
+            bar.set_position((job.progress * WHOLE as f64) as u64);
+            bar.set_message(told(job));
+        }
+        Ok(())
+    }
+
+    fn say(&self, text: &str) -> Result<(), Failure> {
+        if self.bars.is_none() {
+            return output::line(text);
+        }
+        for bar in self.shown.values() {
+            bar.set_message(text.to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// A job in one line, without its name.
+fn told(job: &Status) -> String {
+    let mut parts = vec![percent(job.progress), job.state.clone()];
+    parts.push(format!("{} rows changed", output::count(job.rows_changed)));
+    if job.state == "running" {
+        parts.push(format!("{}/s", output::count(job.rows_per_second.round() as i64)));
+        if let Some(eta) = job.eta_seconds {
+            parts.push(format!("{} left", output::seconds(eta)));
+        }
+    }
+    let note = note(job);
+    if !note.is_empty() {
+        parts.push(note);
+    }
+    parts.join(", ")
+}

@@ -1,0 +1,59 @@
+//! `backfilld submit FILE... [--replace]`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::arguments::Submit;
+use super::failure::Failure;
+use super::{Context, output};
+use crate::job::{Job, submission};
+use crate::state::job::Submitted;
+
+pub(super) async fn run(context: &Context, command: &Submit) -> Result<ExitCode, Failure> {
+    let jobs = read(&command.files)?;
+    let mut client = context.connect_to_state().await?;
+    let mut failures = Vec::new();
+    for job in &jobs {
+        let name = &job.spec.name;
+        match submission::submit(&mut client, &context.state, &job.spec, command.replace, &context.actor).await {
+            Ok(submitted) => output::line(format!("job {name} {}", told(&submitted)))?,
+            Err(error) => failures.push(Failure::submission(&job.path, &error)),
+        }
+    }
+    last_after_reporting_all(failures)
+}
+
+/// Reads all job files; reports every one that is wrong, not the first only.
+pub(super) fn read(files: &[PathBuf]) -> Result<Vec<Job>, Failure> {
+    let (mut jobs, mut problems) = (Vec::new(), Vec::new());
+    for file in files {
+        match Job::read(file) {
+            Ok(job) => jobs.push(job),
+            Err(error) => problems.push(error.to_string()),
+        }
+    }
+    if problems.is_empty() { Ok(jobs) } else { Err(Failure::usage(problems.join("\n"))) }
+}
+
+/// What a submission did, as the end of a sentence that begins with the job.
+pub(super) fn told(submitted: &Submitted) -> String {
+    match submitted {
+        Submitted::New => "submitted".to_owned(),
+        Submitted::Unchanged => "is already known with this spec: nothing to do".to_owned(),
+        Submitted::Retuned => "changed: it goes on from its cursor".to_owned(),
+        Submitted::Restarted { rows_forgotten: 0 } => "replaced".to_owned(),
+        Submitted::Restarted { rows_forgotten } => format!(
+            "replaced: it starts again from the first row ({} rows had been scanned)",
+            output::count(*rows_forgotten)
+        ),
+    }
+}
+
+/// Reports all failures but the last, which is the command's own.
+pub(super) fn last_after_reporting_all(mut failures: Vec<Failure>) -> Result<ExitCode, Failure> {
+    let last = failures.pop();
+    for failure in failures {
+        failure.report();
+    }
+    last.map_or(Ok(ExitCode::SUCCESS), Err)
+}

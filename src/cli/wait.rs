@@ -1,0 +1,89 @@
+//! `backfilld wait NAME [--timeout DURATION]`
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use tokio_postgres::Client;
+
+use super::arguments::Wait;
+use super::failure::Failure;
+use super::{Context, output};
+use crate::state::StateError;
+use crate::state::status::{self, Status};
+
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long a database that has gone away in the middle may stay away when no timeout says otherwise.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+pub(super) async fn run(context: &Context, command: &Wait) -> Result<ExitCode, Failure> {
+    let begun = Instant::now();
+    let mut client = Some(context.connect_to_state().await?);
+    let mut last: Option<Status> = None;
+    let mut reached = Instant::now();
+    loop {
+        match look(context, &mut client, &command.name).await {
+            Ok(status) => {
+                reached = Instant::now();
+                if let Some(ended) = told(&status) {
+                    return ended;
+                }
+                last = Some(status);
+            }
+            Err(Gone::ForGood(failure)) => return Err(failure),
+            // A deploy should live through a failover.
+            Err(Gone::ForNow(failure)) if reached.elapsed() > PATIENCE => return Err(failure),
+            Err(Gone::ForNow(_)) => client = None,
+        }
+        if command.timeout.is_some_and(|timeout| begun.elapsed() >= timeout) {
+            let how = last.map_or("not reached".to_owned(), |status| {
+                format!("{}, {:.1} % done", status.state, status.progress * 100.0)
+            });
+            let waited = humantime::format_duration(command.timeout.unwrap_or_default());
+            return Err(Failure::not_complete(format!(
+                "job {} has not ended within {waited}: {how}",
+                command.name
+            )));
+        }
+        let left = command.timeout.map_or(LOOK_EVERY, |timeout| timeout.saturating_sub(begun.elapsed()));
+        tokio::time::sleep(left.min(LOOK_EVERY)).await;
+    }
+}
+
+enum Gone {
+    ForNow(Failure),
+    ForGood(Failure),
+}
+
+async fn look(context: &Context, client: &mut Option<Client>, name: &str) -> Result<Status, Gone> {
+    let connected = match client.take() {
+        Some(connected) => connected,
+        None => context.connect().await.map_err(Gone::ForNow)?,
+    };
+    let status = status::of(&connected, &context.state, name).await;
+    *client = Some(connected);
+    status.map_err(|error| match error {
+        StateError::Database(_) => Gone::ForNow(Failure::from(error)),
+        other => Gone::ForGood(Failure::from(other)),
+    })
+}
+
+/// How the job ended, if it has.
+fn told(status: &Status) -> Option<Result<ExitCode, Failure>> {
+    let name = &status.name;
+    match status.state.as_str() {
+        "complete" => {
+            let text = format!(
+                "job {name} is complete: {} rows changed of {} scanned",
+                output::count(status.rows_changed),
+                output::count(status.rows_scanned)
+            );
+            Some(output::line(text).map(|()| ExitCode::SUCCESS))
+        }
+        "failed" => {
+            let error = status.error.as_deref().unwrap_or("no reason was written down");
+            Some(Err(Failure::not_complete(format!("job {name} failed: {error}"))))
+        }
+        "cancelled" => Some(Err(Failure::not_complete(format!("job {name} was cancelled")))),
+        _ => None,
+    }
+}

@@ -1,0 +1,42 @@
+//! The connection that hears of new jobs and changed states, and stands for the daemon's life.
+//!
+//! When it is lost, jobs are still found by polling, and the supervisor says so if the database is
+//! gone altogether; so this only tries again.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::backoff;
+use crate::database::Target;
+use crate::state::{State, daemon};
+
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// Listens until the receiver is dropped. A message means: look what has changed.
+pub(super) fn spawn(target: Target, state: State, name: String) -> mpsc::Receiver<()> {
+    let (wake, woken) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let mut failures = 0;
+        while !wake.is_closed() {
+            if let Ok((client, mut heard)) = target.listen(state.schema()).await
+                && register(&client, &state, &name).await
+            {
+                failures = 0;
+                // What was said while nobody listened.
+                let _ = wake.try_send(());
+                while heard.recv().await.is_some() {
+                    let _ = wake.try_send(());
+                }
+            }
+            failures += 1;
+            tokio::time::sleep(backoff::wait(failures, LONGEST_WAIT, fastrand::f64())).await;
+        }
+    });
+    woken
+}
+
+async fn register(client: &tokio_postgres::Client, state: &State, name: &str) -> bool {
+    let Ok(row) = client.query_typed_one("SELECT pg_backend_pid()", &[]).await else { return false };
+    daemon::watch_session(client, state, name, Some(row.get(0))).await.is_ok()
+}

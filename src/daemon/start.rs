@@ -1,0 +1,110 @@
+//! Starting a pending job: preflight, the two ends of its walk, an estimate, its slice.
+
+use tokio_postgres::Client;
+
+use crate::database::{ConnectError, Database, Failure};
+use crate::job::preflight::{self, Preflight, PreflightError};
+use crate::job::spec::Spec;
+use crate::state::slice::Range;
+use crate::state::{Actor, State, StateError, job};
+use crate::walk::estimate;
+use crate::walk::keyset::Start;
+
+/// Why no job could be started just now.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error("{}", crate::database::describe(.0))]
+    Database(#[from] tokio_postgres::Error),
+}
+
+/// Starts the oldest pending job, if there is one; a job that cannot run ends failed. Returns its name.
+pub(super) async fn next(
+    database: &Database,
+    state: &State,
+    actor: &Actor,
+) -> Result<Option<String>, StartError> {
+    let mut holder = database.get().await?;
+    // Held to the end: another daemon that looks meanwhile passes on to the next job.
+    let transaction = holder.transaction().await?;
+    let Some(record) = job::lock_next_pending(&transaction, state).await? else { return Ok(None) };
+    // On a connection of its own: what fails here must not spoil the transaction that says so.
+    let mut asking = database.get().await?;
+    match prepare(&mut asking, state, &record.spec).await? {
+        Ok(prepared) => {
+            job::start(
+                &transaction,
+                state,
+                &record.name,
+                &prepared.preflight.keyset.column_names(),
+                prepared.table_rows,
+                &prepared.slices,
+                actor,
+            )
+            .await?;
+            tracing::info!(job = %record.name, key = ?prepared.preflight.keyset.column_names(),
+                           estimated_rows = prepared.slices.iter().map(|slice| slice.estimated_rows).sum::<i64>(),
+                           "job started");
+        }
+        Err(reason) => {
+            tracing::error!(job = %record.name, reason = %reason, "job failed: it cannot run");
+            job::fail(&*transaction, state, &record.name, &reason, actor).await?;
+        }
+    }
+    transaction.commit().await?;
+    Ok(Some(record.name))
+}
+
+struct Prepared {
+    preflight: Preflight,
+    table_rows: i64,
+    slices: Vec<Range>,
+}
+
+/// The inner error is the job's own fault.
+async fn prepare(
+    client: &mut Client,
+    state: &State,
+    spec: &serde_json::Value,
+) -> Result<Result<Prepared, String>, StartError> {
+    let spec = match Spec::from_json(spec) {
+        Ok(spec) => spec,
+        Err(problems) => return Ok(Err(problems.join("; "))),
+    };
+    let preflight = match preflight::examine(&*client, &spec, state.schema(), None).await {
+        Ok(preflight) => preflight,
+        Err(PreflightError::Problems(problems)) => return Ok(Err(problems.join("; "))),
+        Err(PreflightError::Database(error)) => return Err(error.into()),
+    };
+    match measure(client, &spec, &preflight).await {
+        Ok((table_rows, slices)) => Ok(Ok(Prepared { preflight, table_rows, slices })),
+        Err(error) if Failure::of(&error) == Failure::Statement => {
+            Ok(Err(crate::database::describe(&error)))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Finds the ends of the walk and how many rows lie between, under the settings of a batch.
+async fn measure(
+    client: &mut Client,
+    spec: &Spec,
+    preflight: &Preflight,
+) -> Result<(i64, Vec<Range>), tokio_postgres::Error> {
+    let transaction = client.transaction().await?;
+    transaction.batch_execute(&preflight.plan(spec, 0).settings_sql()).await?;
+    let keyset = &preflight.keyset;
+    let Some((first_key, last_key)) =
+        estimate::ends(&transaction, keyset, spec.walk.from(), spec.walk.to()).await?
+    else {
+        return Ok((0, Vec::new()));
+    };
+    let estimate = estimate::rows(&transaction, keyset, Start::At, &first_key, &last_key, None).await?;
+    transaction.rollback().await?;
+    // Both ends exist, so there is a row, whatever the sample says.
+    let estimated_rows = estimate.range_rows.max(1);
+    Ok((estimate.table_rows, vec![Range { first_key, last_key, estimated_rows }]))
+}

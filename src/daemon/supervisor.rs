@@ -1,0 +1,400 @@
+//! The daemon's one loop: looks what the database says, starts what should run, and ends it all.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+
+use super::leases::Held;
+use super::signals::Signal;
+use super::start::{self, StartError};
+use super::worker::{Assignment, Ended, Mode, Worker};
+use super::{Options, backoff, jobs_directory, metrics};
+use crate::database::{ConnectError, Database};
+use crate::http::Health;
+use crate::job::preflight::{self, PreflightError};
+use crate::job::spec::Spec;
+use crate::settings::Settings;
+use crate::state::slice::{self, Claim};
+use crate::state::{Actor, State, StateError, daemon, event, job, status};
+
+/// How often the database is asked when nothing is heard from it.
+const POLL_EVERY: Duration = Duration::from_secs(1);
+/// How often the metrics that come from the database are read.
+const MEASURE_EVERY: Duration = Duration::from_secs(5);
+const LONGEST_WAIT_TO_CONNECT: Duration = Duration::from_secs(5);
+
+/// How the daemon ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// Stopped, with every slice handed back.
+    Stopped,
+    /// Stopped, but some batches did not end within the grace.
+    GraceOver,
+    /// No job is left to run, and all went well.
+    Idle,
+    /// No job is left to run; these did not complete.
+    IdleWithFailures(Vec<String>),
+}
+
+/// A turn that could not be finished for want of the database.
+#[derive(Debug, thiserror::Error)]
+enum TurnError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+pub(super) struct Supervisor {
+    options: Options,
+    database: Database,
+    state: State,
+    name: String,
+    actor: Actor,
+    health: watch::Sender<Health>,
+    recorder: PrometheusHandle,
+    mode: watch::Sender<Mode>,
+    workers: JoinSet<(Claim, Ended)>,
+    held: Held,
+    started_at: Timestamp,
+    renewed: Option<Instant>,
+    measured: Option<Instant>,
+    /// Turns in a row that failed, and when to try again.
+    failures: u32,
+    rest_until: Instant,
+    /// The jobs last seen paused with nothing else to do, so as to say it once.
+    told_paused: Vec<String>,
+}
+
+impl Supervisor {
+    pub(super) fn new(
+        options: Options,
+        database: Database,
+        state: State,
+        name: String,
+        actor: Actor,
+        health: watch::Sender<Health>,
+        recorder: PrometheusHandle,
+    ) -> Self {
+        Self {
+            options,
+            database,
+            state,
+            name,
+            actor,
+            health,
+            recorder,
+            mode: watch::Sender::new(Mode::Walking),
+            workers: JoinSet::new(),
+            held: Held::default(),
+            started_at: Timestamp::now(),
+            renewed: None,
+            measured: None,
+            failures: 0,
+            rest_until: Instant::now(),
+            told_paused: Vec::new(),
+        }
+    }
+
+    pub(super) async fn run(
+        mut self,
+        mut woken: mpsc::Receiver<()>,
+        mut signals: mpsc::Receiver<Signal>,
+    ) -> Ending {
+        self.read_job_files().await;
+        let mut ticks = tokio::time::interval(POLL_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                Some(signal) = signals.recv() => match signal {
+                    Signal::Stop => return self.stop().await,
+                    Signal::Reload => self.reload().await,
+                    Signal::Pause => self.set_mode(Mode::Resting).await,
+                    Signal::Resume => self.set_mode(Mode::Walking).await,
+                },
+                Some(ended) = self.workers.join_next() => {
+                    let (claim, ended) = ended.expect("a worker neither panics nor is aborted");
+                    self.worker_ended(&claim, &ended);
+                }
+                _ = ticks.tick() => {}
+                Some(()) = woken.recv() => {}
+            }
+            if Instant::now() < self.rest_until {
+                continue;
+            }
+            match self.turn().await {
+                Ok(None) => self.database_answers(),
+                Ok(Some(ending)) => {
+                    self.goodbye("no job is left to run").await;
+                    return ending;
+                }
+                Err(error) => self.database_fails(&error),
+            }
+        }
+    }
+
+    /// Looks what there is to do and sets it going. An ending: nothing is left, and that was asked for.
+    async fn turn(&mut self) -> Result<Option<Ending>, TurnError> {
+        let client = self.database.get().await?;
+        self.renew(&client).await?;
+        for job in job::resume_due(&**client, &self.state, &self.actor).await? {
+            tracing::info!(job, "job resumed: the time asked for is over");
+        }
+        for job in job::complete_walked(&**client, &self.state, &self.actor).await? {
+            tracing::info!(job, "job complete");
+            self.measured = None;
+        }
+        drop(client);
+        if *self.mode.borrow() == Mode::Walking {
+            while self.has_room() {
+                let Some(job) = start::next(&self.database, &self.state, &self.actor).await? else { break };
+                tracing::debug!(job, "taken from the queue");
+            }
+            while self.has_room() && self.claim_one().await? {}
+        }
+        let client = self.database.get().await?;
+        // A job whose bounds hold no row has no slice to wait for.
+        for job in job::complete_walked(&**client, &self.state, &self.actor).await? {
+            tracing::info!(job, "job complete: no row to walk");
+        }
+        self.measure(&client).await?;
+        self.ending(&client).await
+    }
+
+    fn has_room(&self) -> bool {
+        self.held.len() < self.options.settings.daemon.max_running_jobs
+    }
+
+    /// Claims a slice that nobody works on and gives it to a worker. False when there is none.
+    async fn claim_one(&mut self) -> Result<bool, TurnError> {
+        let client = self.database.get().await?;
+        let lease = self.options.settings.daemon.lease;
+        // One worker a job, for now.
+        let except = self.held.jobs();
+        let Some(claim) =
+            slice::claim(&**client, &self.state, &self.name, lease, &except, &self.actor).await?
+        else {
+            return Ok(false);
+        };
+        let record = job::load(&**client, &self.state, &claim.job).await?;
+        let examined = match Spec::from_json(&record.spec) {
+            Ok(spec) => {
+                let key = record.key_columns.as_deref();
+                match preflight::examine(&**client, &spec, self.state.schema(), key).await {
+                    Ok(preflight) => Ok((spec, preflight)),
+                    Err(PreflightError::Problems(problems)) => Err(problems.join("; ")),
+                    Err(PreflightError::Database(error)) => return Err(StateError::from(error).into()),
+                }
+            }
+            Err(problems) => Err(problems.join("; ")),
+        };
+        let (spec, preflight) = match examined {
+            Ok(examined) => examined,
+            Err(reason) => {
+                tracing::error!(job = %claim.job, reason, "job failed: it cannot go on");
+                job::fail(&**client, &self.state, &claim.job, &reason, &self.actor).await?;
+                slice::release(&**client, &self.state, &claim).await?;
+                return Ok(true);
+            }
+        };
+        tracing::debug!(job = %claim.job, slice = claim.number, epoch = claim.epoch, "slice claimed");
+        let worker = Worker::new(Assignment {
+            database: self.database.clone(),
+            state: self.state.clone(),
+            actor: self.actor.clone(),
+            lease,
+            mode: self.mode.subscribe(),
+            plan: preflight.plan(&spec, record.revision),
+            table_rows: record.table_rows,
+            spec,
+            claim: claim.clone(),
+        });
+        self.held.add(claim.clone());
+        metrics::leases_held(self.held.len());
+        self.workers.spawn(async move { (claim, worker.run().await) });
+        Ok(true)
+    }
+
+    fn worker_ended(&mut self, claim: &Claim, ended: &Ended) {
+        tracing::debug!(job = %claim.job, slice = claim.number, ?ended, "worker ended");
+        self.held.remove(claim);
+        metrics::leases_held(self.held.len());
+        self.measured = None;
+    }
+
+    /// Three times a lease: says that this daemon lives, and keeps its slices.
+    async fn renew(&mut self, client: &tokio_postgres::Client) -> Result<(), TurnError> {
+        let lease = self.options.settings.daemon.lease;
+        if self.renewed.is_some_and(|at| at.elapsed() < lease / 3) {
+            return Ok(());
+        }
+        let doing = match *self.mode.borrow() {
+            Mode::Walking => "running",
+            Mode::Resting => "paused",
+        };
+        daemon::seen(client, &self.state, &self.name, doing).await?;
+        slice::renew(client, &self.state, &self.held.all(), lease).await?;
+        self.renewed = Some(Instant::now());
+        Ok(())
+    }
+
+    async fn measure(&mut self, client: &tokio_postgres::Client) -> Result<(), TurnError> {
+        if self.measured.is_some_and(|at| at.elapsed() < MEASURE_EVERY) {
+            return Ok(());
+        }
+        let jobs = status::list(client, &self.state).await?;
+        let ages = status::checkpoint_ages(client, &self.state).await?;
+        metrics::jobs(&jobs, &ages);
+        self.recorder.run_upkeep();
+        self.measured = Some(Instant::now());
+        Ok(())
+    }
+
+    async fn ending(&mut self, client: &tokio_postgres::Client) -> Result<Option<Ending>, TurnError> {
+        if !self.options.until_idle || self.held.len() > 0 {
+            return Ok(None);
+        }
+        let (left, paused) = job::left_to_run(client, &self.state).await?;
+        if left > 0 {
+            if usize::try_from(left) == Ok(paused.len()) && paused != self.told_paused {
+                tracing::info!(jobs = ?paused, "waiting: what is left is paused (`backfilld resume NAME`)");
+                self.told_paused = paused;
+            }
+            return Ok(None);
+        }
+        let own = &self.options.own_jobs;
+        let badly = status::ended_badly(client, &self.state, own, self.started_at).await?;
+        Ok(Some(if badly.is_empty() { Ending::Idle } else { Ending::IdleWithFailures(badly) }))
+    }
+
+    fn database_answers(&mut self) {
+        if self.failures > 0 {
+            tracing::info!(failures = self.failures, "the database answers again");
+        }
+        self.failures = 0;
+        metrics::database_up(true);
+        self.health.send_if_modified(|health| {
+            let changed = *health != Health::Ready;
+            *health = Health::Ready;
+            changed
+        });
+    }
+
+    fn database_fails(&mut self, error: &TurnError) {
+        self.failures = self.failures.saturating_add(1);
+        let wait = backoff::wait(self.failures, LONGEST_WAIT_TO_CONNECT, fastrand::f64());
+        self.rest_until = Instant::now() + wait;
+        if self.failures == 1 {
+            tracing::warn!(%error, "the database does not answer as it should; trying again");
+        } else {
+            tracing::debug!(%error, failures = self.failures, "the database does not answer as it should");
+        }
+        metrics::database_up(false);
+        self.health.send_replace(Health::NotReady(error.to_string()));
+    }
+
+    /// Rests or goes on, and says so.
+    async fn set_mode(&mut self, mode: Mode) {
+        if self.mode.send_replace(mode) == mode {
+            return;
+        }
+        let (kind, reason) = match mode {
+            Mode::Resting => ("daemon paused", "SIGUSR1"),
+            Mode::Walking => ("daemon resumed", "SIGUSR2"),
+        };
+        tracing::info!(reason, "{kind}");
+        self.renewed = None;
+        self.tell(kind, reason).await;
+    }
+
+    /// Reads configuration and job files again. What is wrong is reported, and the old settings stay.
+    async fn reload(&mut self) {
+        let new = match Settings::load(&self.options.overrides, &self.options.environment) {
+            Ok(new) => new,
+            Err(error) => {
+                tracing::error!(%error, "configuration not reloaded, the old settings stay");
+                return;
+            }
+        };
+        let old = &self.options.settings;
+        (self.options.set_log_level)(new.log.level);
+        let fixed = [
+            ("state.schema", new.state.schema == old.state.schema),
+            ("http.listen", new.http.listen == old.http.listen),
+            ("log.format", new.log.format == old.log.format),
+            ("daemon.name", new.daemon.name == old.daemon.name),
+            ("database.pool_size", new.database.pool_size == old.database.pool_size),
+            ("database.url", same_target(&new, old)),
+        ];
+        for (key, same) in fixed {
+            if !same {
+                tracing::warn!(key, "changed in the configuration; takes effect when the daemon is started again");
+            }
+        }
+        self.options.settings = new;
+        tracing::info!("configuration reloaded");
+        self.tell("configuration reloaded", "SIGHUP").await;
+        self.read_job_files().await;
+    }
+
+    async fn read_job_files(&self) {
+        let Some(directory) = &self.options.settings.jobs.directory else { return };
+        match self.database.get().await {
+            Ok(mut client) => {
+                jobs_directory::submit_all(&mut client, &self.state, directory, &self.actor).await;
+            }
+            Err(error) => tracing::error!(%error, "job files not read"),
+        }
+    }
+
+    /// Writes an event about this daemon, if the database can be had.
+    async fn tell(&self, kind: &str, reason: &str) {
+        let Ok(client) = self.database.get().await else { return };
+        if let Err(error) = event::record(&**client, &self.state, None, kind, &self.actor, reason).await {
+            tracing::warn!(%error, "event not written");
+        }
+    }
+
+    /// Lets the batches in flight end, for as long as the grace allows.
+    async fn stop(mut self) -> Ending {
+        let grace = self.options.settings.daemon.shutdown_grace;
+        tracing::info!(batches_in_flight = self.workers.len(), grace = ?grace, "stopping");
+        self.mode.send_replace(Mode::Resting);
+        let workers = &mut self.workers;
+        let all_ended = async { while workers.join_next().await.is_some() {} };
+        let drained = tokio::time::timeout(grace, all_ended).await.is_ok();
+        if drained {
+            self.goodbye("asked to stop").await;
+            tracing::info!("stopped, every slice handed back");
+            Ending::Stopped
+        } else {
+            tracing::warn!(batches_in_flight = self.workers.len(), grace = ?grace,
+                           "stopped before the batches in flight ended; the server rolls them back");
+            Ending::GraceOver
+        }
+    }
+
+    /// The last words to the database; it may be gone, so not for long.
+    async fn goodbye(&self, reason: &str) {
+        let farewell = async {
+            if let Ok(client) = self.database.get().await {
+                let _ = daemon::seen(&**client, &self.state, &self.name, "stopped").await;
+                let _ =
+                    event::record(&**client, &self.state, None, "daemon stopped", &self.actor, reason).await;
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(5), farewell).await;
+    }
+}
+
+fn same_target(one: &Settings, other: &Settings) -> bool {
+    use secrecy::ExposeSecret as _;
+    let url = |settings: &Settings| settings.database.url.as_ref().map(|url| url.expose_secret().to_owned());
+    url(one) == url(other)
+}

@@ -1,0 +1,424 @@
+//! Walking one slice, batch by batch, until it ends, somebody stops it, or it cannot go on.
+
+use std::time::{Duration, Instant};
+
+use deadpool_postgres::Object;
+use tokio::sync::watch;
+use tokio_postgres::NoTls;
+
+use super::pace::Pace;
+use super::{backoff, metrics};
+use crate::database::{Database, Failure, describe};
+use crate::job::spec::Spec;
+use crate::state::slice::{self, Claim, Totals};
+use crate::state::{Actor, State, job};
+use crate::throttle::Pacer;
+use crate::walk::batch::{self, BatchError, Committed, Outcome, Request, Step};
+use crate::walk::estimate;
+use crate::walk::isolation::Isolation;
+use crate::walk::keyset::Start;
+use crate::walk::sizer::Sizer;
+use crate::walk::Plan;
+
+/// The longest wait for a database that does not answer.
+const LONGEST_WAIT_TO_CONNECT: Duration = Duration::from_secs(5);
+/// The longest wait after a batch that failed.
+const LONGEST_WAIT_TO_RETRY: Duration = Duration::from_secs(30);
+/// How often progress is logged and the estimate looked at again.
+const REPORT_EVERY: Duration = Duration::from_secs(60);
+/// A batch under a low rate holds no more rows than go in this time, so that rows go evenly.
+const LONGEST_PACED_BATCH: Duration = Duration::from_secs(1);
+
+/// Whether workers walk or hand their slices back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    Walking,
+    Resting,
+}
+
+/// Why a worker ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The slice is walked to its end.
+    Finished,
+    /// Told to rest, or the job is held or changed: the slice is handed back.
+    HandedBack,
+    /// Another owner has the slice, or it is no more.
+    Lost,
+    /// The job has failed, and it says so in the database.
+    Failed,
+}
+
+/// One slice, what to do with it, and what is known of how that goes.
+pub(super) struct Worker {
+    database: Database,
+    state: State,
+    actor: Actor,
+    lease: Duration,
+    mode: watch::Receiver<Mode>,
+    claim: Claim,
+    plan: Plan,
+    spec: Spec,
+    table_rows: i64,
+    sizer: Sizer,
+    isolation: Isolation,
+    pacer: Pacer,
+    pace: Pace,
+    /// What the slice's totals should be, from the batches seen committed.
+    known: Option<Totals>,
+    /// Failures since the last batch that was committed.
+    failures: u32,
+    last_checkpoint: Instant,
+    last_report: Instant,
+}
+
+/// What a worker needs from its supervisor.
+pub(super) struct Assignment {
+    pub(super) database: Database,
+    pub(super) state: State,
+    pub(super) actor: Actor,
+    pub(super) lease: Duration,
+    pub(super) mode: watch::Receiver<Mode>,
+    pub(super) claim: Claim,
+    pub(super) plan: Plan,
+    pub(super) spec: Spec,
+    pub(super) table_rows: i64,
+}
+
+impl Worker {
+    pub(super) fn new(assignment: Assignment) -> Self {
+        let Assignment { database, state, actor, lease, mode, claim, plan, spec, table_rows } = assignment;
+        let now = Instant::now();
+        Self {
+            sizer: Sizer::new(spec.batch.bounds()),
+            isolation: Isolation::default(),
+            pacer: Pacer::default(),
+            pace: Pace::default(),
+            known: None,
+            failures: 0,
+            last_checkpoint: now,
+            last_report: now,
+            database,
+            state,
+            actor,
+            lease,
+            mode,
+            claim,
+            plan,
+            spec,
+            table_rows,
+        }
+    }
+
+    /// Works until there is a reason to end, then hands the slice back where it is still ours.
+    pub(super) async fn run(mut self) -> Ended {
+        metrics::rate_limit(&self.claim.job, self.spec.limits.rows_per_second());
+        let ended = self.walk().await;
+        if matches!(ended, Ended::HandedBack | Ended::Failed) {
+            self.hand_back().await;
+        }
+        ended
+    }
+
+    async fn walk(&mut self) -> Ended {
+        loop {
+            if *self.mode.borrow() == Mode::Resting {
+                return Ended::HandedBack;
+            }
+            let usual_rows = self.usual_rows();
+            let rows = self.isolation.rows(usual_rows);
+            if let Some(rate) = self.spec.limits.rows_per_second() {
+                tokio::select! {
+                    () = self.pacer.admit(rows, rate) => {}
+                    () = resting(&mut self.mode) => return Ended::HandedBack,
+                }
+            }
+            let client = match self.database.get().await {
+                Ok(client) => client,
+                Err(error) => {
+                    // Not held against the job: a password that was changed, a server that restarts.
+                    self.failures = self.failures.saturating_add(1);
+                    tracing::debug!(job = %self.claim.job, %error, "waiting for the database");
+                    self.back_off(LONGEST_WAIT_TO_CONNECT).await;
+                    continue;
+                }
+            };
+            let request = Request {
+                rows,
+                may_quarantine: self.spec.limits.max_quarantined_rows() > 0,
+                rows_per_second: self.pace.rows_per_second(),
+                active_before: self.last_checkpoint.elapsed(),
+                lease: self.lease,
+            };
+            // The deadline is beyond everything that the server enforces. When it passes, the server
+            // or the network is not there: cancel what may still run, and drop the connection.
+            let running = batch::run(&client, &self.state, &self.plan, &self.claim, request);
+            let Ok(result) = tokio::time::timeout(self.plan.deadline(), running).await else {
+                abandon(client).await;
+                tracing::warn!(job = %self.claim.job, slice = self.claim.number,
+                               deadline = ?self.plan.deadline(), "the server does not answer; connecting again");
+                self.back_off(LONGEST_WAIT_TO_RETRY).await;
+                continue;
+            };
+            match result {
+                Ok(Outcome::Committed(committed)) => {
+                    if let Some(ended) = self.committed(client, &committed, usual_rows).await {
+                        return ended;
+                    }
+                }
+                Ok(Outcome::AlreadyFinished(totals)) => {
+                    // Committed by a batch of ours whose answer was lost.
+                    self.reconcile(totals);
+                    return Ended::Finished;
+                }
+                Ok(Outcome::Held { .. } | Outcome::Revised) => return Ended::HandedBack,
+                Ok(Outcome::Lost) => {
+                    metrics::lease_lost();
+                    tracing::warn!(job = %self.claim.job, slice = self.claim.number, epoch = self.claim.epoch,
+                                   "lease lost: another owner has the slice, or the job was replaced");
+                    return Ended::Lost;
+                }
+                Err(error) => {
+                    if let Some(ended) = self.failed(client, &error, rows).await {
+                        return ended;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Rows for a batch when no bad row is being looked for.
+    fn usual_rows(&self) -> u64 {
+        let rows = self.sizer.rows();
+        match self.spec.limits.rows_per_second() {
+            // `as` saturates; a rate under one row a second still takes one row at a time.
+            Some(rate) => rows.min((rate * LONGEST_PACED_BATCH.as_secs_f64()) as u64).max(1),
+            None => rows,
+        }
+    }
+
+    async fn committed(&mut self, client: Object, batch: &Committed, usual_rows: u64) -> Option<Ended> {
+        self.reconcile(batch.before);
+        let job = &self.claim.job;
+        if self.failures > 0 {
+            tracing::info!(job, slice = self.claim.number, failures = self.failures, "going on");
+            self.failures = 0;
+        }
+        metrics::rows(job, batch.rows_scanned, batch.rows_changed, batch.rows_quarantined);
+        metrics::committed(job, batch.rows_scanned, batch.execution);
+        self.known = Some(Totals {
+            batches: batch.before.batches + 1,
+            rows_scanned: batch.before.rows_scanned + signed(batch.rows_scanned),
+            rows_changed: batch.before.rows_changed + signed(batch.rows_changed),
+            rows_quarantined: batch.before.rows_quarantined + signed(batch.rows_quarantined),
+        });
+        self.sizer.done(batch.rows_scanned, batch.execution);
+        self.isolation.done(usual_rows);
+        self.pace.add(batch.rows_scanned, self.last_checkpoint.elapsed());
+        self.last_checkpoint = Instant::now();
+        if let Some(row) = &batch.set_aside {
+            tracing::warn!(job, key = ?row.key, error = %row.message, "row set aside in quarantine");
+            if let Some(ended) = self.check_quarantine(&client, &row.message).await {
+                return Some(ended);
+            }
+        }
+        if batch.finished {
+            return Some(Ended::Finished);
+        }
+        if self.last_report.elapsed() >= REPORT_EVERY {
+            self.report(client, batch).await;
+        }
+        None
+    }
+
+    /// Compares the slice's totals in the database with those known here. They differ when a COMMIT
+    /// was carried out whose answer was lost, or when the server crashed and lost its last
+    /// asynchronous commits: rows and cursor together, so those rows are simply done again.
+    fn reconcile(&self, found: Totals) {
+        let Some(known) = self.known else { return };
+        if found.batches > known.batches {
+            let gained = |found: i64, known: i64| u64::try_from(found - known).unwrap_or(0);
+            metrics::rows(
+                &self.claim.job,
+                gained(found.rows_scanned, known.rows_scanned),
+                gained(found.rows_changed, known.rows_changed),
+                gained(found.rows_quarantined, known.rows_quarantined),
+            );
+            tracing::info!(job = %self.claim.job, slice = self.claim.number,
+                           "the batch whose COMMIT was not answered had been committed");
+        } else if found.batches < known.batches {
+            tracing::warn!(job = %self.claim.job, slice = self.claim.number,
+                           batches = known.batches - found.batches,
+                           "the server lost its last asynchronous commits, rows and cursor together; they are done again");
+        }
+    }
+
+    async fn check_quarantine(&self, client: &Object, last: &str) -> Option<Ended> {
+        let limit = self.spec.limits.max_quarantined_rows();
+        // A count that cannot be had now is had at the next row.
+        let count = slice::quarantined(&***client, &self.state, &self.claim.job).await.ok()?;
+        if u64::try_from(count).unwrap_or(0) <= limit {
+            return None;
+        }
+        Some(
+            self.fail(&format!(
+                "{count} rows could not be changed, more than limits.max_quarantined_rows = {limit}; the last one: {last}. Correct update.set or the rows (table quarantine has their keys), then `backfilld retry {}`",
+                self.claim.job
+            ))
+            .await,
+        )
+    }
+
+    /// Decides what a failed batch means. None: try again.
+    async fn failed(&mut self, client: Object, error: &BatchError, rows: u64) -> Option<Ended> {
+        let failure = Failure::of(&error.error);
+        metrics::failed(&self.claim.job, failure);
+        if failure == Failure::Connection || !batch::roll_back(&client).await {
+            // Dropped, not handed back to the pool: nobody knows what state it is in.
+            drop(Object::take(client));
+        }
+        let (job, step) = (self.claim.job.clone(), error.step);
+        let reason = describe(&error.error);
+        match failure {
+            Failure::Statement => return Some(self.fail(&reason).await),
+            Failure::Data if rows > 1 && step == Step::Rows => {
+                tracing::debug!(job, rows, error = %reason, "narrowing down to the row that cannot be changed");
+                self.isolation.failed(rows);
+                return None;
+            }
+            Failure::Data => {
+                return Some(
+                    self.fail(&format!(
+                        "a row cannot be changed, and limits.max_quarantined_rows allows none to be set aside: {reason}"
+                    ))
+                    .await,
+                );
+            }
+            Failure::Contention => self.sizer.timed_out(rows),
+            Failure::Connection | Failure::Resources => {}
+        }
+        self.failures = self.failures.saturating_add(1);
+        if self.failures > self.spec.limits.max_retries() {
+            let limit = self.spec.limits.max_retries();
+            return Some(
+                self.fail(&format!(
+                    "a batch failed {} times in a row, more than limits.max_retries = {limit}; the last time: {reason}. Then `backfilld retry {job}`",
+                    self.failures
+                ))
+                .await,
+            );
+        }
+        // The first of a series for everybody, the rest for whoever looks closer.
+        if self.failures == 1 {
+            tracing::warn!(job, slice = self.claim.number, ?step, error = %reason, "batch failed, trying again");
+        } else {
+            tracing::debug!(job, slice = self.claim.number, ?step, error = %reason, failures = self.failures,
+                            "batch failed, trying again");
+        }
+        self.back_off(LONGEST_WAIT_TO_RETRY).await;
+        None
+    }
+
+    /// Ends the job as failed. When even that cannot be written down, the slice is handed back or its
+    /// lease runs out, and whoever takes it up meets the same error.
+    async fn fail(&self, reason: &str) -> Ended {
+        tracing::error!(job = %self.claim.job, reason, "job failed");
+        match self.database.get().await {
+            Ok(client) => {
+                if let Err(error) =
+                    job::fail(&**client, &self.state, &self.claim.job, reason, &self.actor).await
+                {
+                    tracing::warn!(job = %self.claim.job, %error, "cannot write down that the job failed");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(job = %self.claim.job, %error, "cannot write down that the job failed");
+            }
+        }
+        Ended::Failed
+    }
+
+    async fn hand_back(&self) {
+        let released = match self.database.get().await {
+            Ok(client) => slice::release(&**client, &self.state, &self.claim)
+                .await
+                .map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = released {
+            tracing::warn!(job = %self.claim.job, slice = self.claim.number, error,
+                           "cannot hand the slice back; its lease runs out in {:?}", self.lease);
+        }
+    }
+
+    /// Says how the walk goes, and looks again how much is left of it.
+    async fn report(&mut self, mut client: Object, batch: &Committed) {
+        self.last_report = Instant::now();
+        let totals = self.known.unwrap_or_default();
+        match self.estimate(&mut client, &batch.cursor_key, totals.rows_scanned).await {
+            Ok(estimated_rows) => {
+                tracing::info!(job = %self.claim.job, slice = self.claim.number,
+                               rows_scanned = totals.rows_scanned, rows_changed = totals.rows_changed,
+                               estimated_rows, rows_per_second = self.pace.rows_per_second().round(),
+                               batch_rows = batch.rows_scanned, "walking");
+            }
+            Err(error) => {
+                drop(Object::take(client));
+                tracing::debug!(job = %self.claim.job, error = %error, "no new estimate");
+            }
+        }
+    }
+
+    async fn estimate(
+        &self,
+        client: &mut Object,
+        cursor_key: &[String],
+        rows_scanned: i64,
+    ) -> Result<i64, String> {
+        let transaction = client.transaction().await.map_err(|error| describe(&error))?;
+        transaction.batch_execute(&self.plan.settings_sql()).await.map_err(|error| describe(&error))?;
+        let rest = estimate::rows(
+            &*transaction,
+            &self.plan.keyset,
+            Start::After,
+            cursor_key,
+            &self.claim.range.last_key,
+            Some(self.table_rows),
+        )
+        .await
+        .map_err(|error| describe(&error))?;
+        let estimated_rows = rows_scanned + rest.range_rows;
+        slice::estimate(&*transaction, &self.state, &self.claim, estimated_rows)
+            .await
+            .map_err(|error| error.to_string())?;
+        transaction.commit().await.map_err(|error| describe(&error))?;
+        Ok(estimated_rows)
+    }
+
+    /// Waits before the next try, unless told to rest.
+    async fn back_off(&mut self, longest: Duration) {
+        let wait = backoff::wait(self.failures, longest, fastrand::f64());
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = resting(&mut self.mode) => {}
+        }
+    }
+}
+
+/// Comes back when it is time to rest.
+async fn resting(mode: &mut watch::Receiver<Mode>) {
+    // The supervisor outlives its workers; were it gone, resting would be right too.
+    let _ = mode.wait_for(|mode| *mode == Mode::Resting).await;
+}
+
+/// Gives a connection up whose statement may still run.
+async fn abandon(client: Object) {
+    let cancel = client.cancel_token();
+    drop(Object::take(client));
+    // As far as anybody can be reached. The server ends the statement by its timeout anyway.
+    let _ = tokio::time::timeout(Duration::from_secs(2), cancel.cancel_query(NoTls)).await;
+}
+
+fn signed(rows: u64) -> i64 {
+    i64::try_from(rows).expect("a batch has at most max_rows rows")
+}
