@@ -2,7 +2,7 @@
 
 use std::fs;
 
-/// The unit of times in `/proc/PID/stat`: USER_HZ, which is 100 on every architecture that
+/// The unit of times in `/proc/PID/stat`: `USER_HZ`, which is 100 on every architecture that
 /// PostgreSQL's packages are built for, whatever the kernel's own clock.
 const TICKS_PER_SECOND: f64 = 100.0;
 

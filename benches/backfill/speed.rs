@@ -22,7 +22,7 @@ const SETTINGS: [(&str, &str); 3] =
     [("shared_buffers", "1GB"), ("max_wal_size", "8GB"), ("checkpoint_timeout", "30min")];
 
 /// A contestant and its runs.
-struct Result {
+struct Entrant {
     contestant: Contestant,
     runs: Vec<Run>,
 }
@@ -49,27 +49,27 @@ pub(crate) async fn run() {
     client.batch_execute(SINGLE_UPDATE).await.expect("the warm-up runs");
     users::drop_copy(&client).await;
 
-    let mut results = Contestant::ALL.map(|contestant| Result { contestant, runs: Vec::new() });
+    let mut entrants = Contestant::ALL.map(|contestant| Entrant { contestant, runs: Vec::new() });
     let mut autovacuums = 0.0;
     for round in 1..=ROUNDS {
-        for (number, result) in results.iter_mut().enumerate() {
+        for (number, entrant) in entrants.iter_mut().enumerate() {
             users::copy(&client).await;
             let name = format!("speed-{round}-{number}");
-            let run = result.contestant.run(&client, database.url(), &name, size.rows).await;
+            let run = entrant.contestant.run(&client, database.url(), &name, size.rows).await;
             autovacuums += users::verify(&client, size.rows).await;
             users::drop_copy(&client).await;
-            eprintln!("round {round} of {ROUNDS}: {} {:.2} s", result.contestant.label(), run.seconds);
-            result.runs.push(run);
+            eprintln!("round {round} of {ROUNDS}: {} {:.2} s", entrant.contestant.label(), run.seconds);
+            entrant.runs.push(run);
         }
     }
 
     let row_bytes = users::mean_row_bytes(&client).await;
     let machine = machine::description(&client, &SETTINGS).await;
-    size.publish("speed.md", &report(size.rows, row_bytes, &machine, autovacuums, &results));
+    size.publish("speed.md", &report(size.rows, row_bytes, &machine, autovacuums, &entrants));
 }
 
-fn report(rows: u32, row_bytes: f64, machine: &str, autovacuums: f64, results: &[Result]) -> String {
-    let summaries: Vec<Summary> = results.iter().map(|result| Summary::of(result, rows)).collect();
+fn report(rows: u32, row_bytes: f64, machine: &str, autovacuums: f64, entrants: &[Entrant]) -> String {
+    let summaries: Vec<Summary> = entrants.iter().map(|entrant| Summary::of(entrant, rows)).collect();
     let find = |wanted: Contestant| {
         summaries.iter().find(|summary| summary.contestant == wanted).expect("every contestant has run")
     };
@@ -109,7 +109,7 @@ fn report(rows: u32, row_bytes: f64, machine: &str, autovacuums: f64, results: &
         "Rows a second, CPU seconds and their ratios are medians; the peak is the largest of the {ROUNDS} runs. The daemon's CPU\n\
          time is its process's whole life, the server's that of all its processes meanwhile. Autovacuum was on and took up\n\
          a copy of the table in {autovacuums:.0} of the {runs} runs. (c2) took {adaptive} rows a batch in the mean.\n",
-        runs = results.len() * ROUNDS,
+        runs = entrants.len() * ROUNDS,
         adaptive = grouped(f64::from(rows) / find(Contestant::AdaptiveBatch).batches.unwrap_or(f64::NAN)),
     )
     .expect("a String takes every write");
@@ -173,8 +173,8 @@ impl DaemonSummary {
 }
 
 impl Summary {
-    fn of(result: &Result, rows: u32) -> Self {
-        let runs = &result.runs;
+    fn of(entrant: &Entrant, rows: u32) -> Self {
+        let runs = &entrant.runs;
         let seconds = Spread::of(runs.iter().map(|run| run.seconds));
         // All of a contestant's runs have a daemon, or none.
         let usages: Option<Vec<(Usage, f64)>> =
@@ -182,7 +182,7 @@ impl Summary {
         let daemon = usages.map(|usages| DaemonSummary::of(&usages));
         let batches: Option<Vec<f64>> = runs.iter().map(|run| run.batches).collect();
         Self {
-            contestant: result.contestant,
+            contestant: entrant.contestant,
             seconds,
             rows_per_second: f64::from(rows) / seconds.median,
             server_cpu_seconds: Spread::of(runs.iter().map(|run| run.server_cpu_seconds)).median,

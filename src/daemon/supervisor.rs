@@ -144,24 +144,24 @@ impl Supervisor {
         let client = self.database.get().await?;
         self.renew(&client).await?;
         for job in job::resume_due(&**client, &self.state, &self.actor).await? {
-            tracing::info!(job, "job resumed: the time asked for is over");
+            tracing::info!(%job, "job resumed: the time asked for is over");
         }
         for job in job::complete_walked(&**client, &self.state, &self.actor).await? {
-            tracing::info!(job, "job complete");
+            tracing::info!(%job, "job complete");
             self.measured = None;
         }
         drop(client);
         if *self.mode.borrow() == Mode::Walking {
             while self.has_room() {
                 let Some(job) = start::next(&self.database, &self.state, &self.actor).await? else { break };
-                tracing::debug!(job, "taken from the queue");
+                tracing::debug!(%job, "taken from the queue");
             }
             while self.has_room() && self.claim_one().await? {}
         }
         let client = self.database.get().await?;
         // A job whose bounds hold no row has no slice to wait for.
         for job in job::complete_walked(&**client, &self.state, &self.actor).await? {
-            tracing::info!(job, "job complete: no row to walk");
+            tracing::info!(%job, "job complete: no row to walk");
         }
         self.measure(&client).await?;
         self.ending(&client).await

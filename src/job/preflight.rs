@@ -12,7 +12,7 @@ use super::known_keys::nearest;
 use super::spec::Spec;
 use crate::database::{Failure, KeyValue, describe, identifier};
 use crate::walk::key::{self, KeyError};
-use crate::walk::keyset::{Start, Table, enclosed};
+use crate::walk::keyset::{Table, enclosed};
 use crate::walk::{Change, Keyset, Plan};
 
 /// Why a job cannot run.
@@ -92,7 +92,6 @@ pub async fn examine(
                 set: spec.update.set.clone().into_iter().collect(),
                 filter: spec.update.filter.clone(),
             };
-            whole_statement(client, &keyset, &change).await?;
             Ok(Preflight { keyset, change })
         }
         _ => Err(PreflightError::Problems(problems)),
@@ -319,27 +318,4 @@ fn expression_error(error: &tokio_postgres::Error) -> String {
         return "must be one expression, without a semicolon".to_owned();
     }
     text
-}
-
-/// Tries the statement as a batch will send it.
-async fn whole_statement(
-    client: &impl GenericClient,
-    keyset: &Keyset,
-    change: &Change,
-) -> Result<(), PreflightError> {
-    let types = keyset.parameter_types();
-    let none: Option<&str> = None;
-    let parameters: Vec<(&(dyn ToSql + Sync), Type)> = types
-        .iter()
-        .chain(&types)
-        .map(|kind| (&none as &(dyn ToSql + Sync), kind.clone()))
-        .collect();
-    let sql = format!("EXPLAIN {}", keyset.update_sql(change, Start::At));
-    match client.query_typed(&sql, &parameters).await {
-        Ok(_) => Ok(()),
-        Err(error) if matches!(Failure::of(&error), Failure::Data | Failure::Statement) => {
-            Err(problem(format!("update: {}", describe(&error))))
-        }
-        Err(error) => Err(error.into()),
-    }
 }

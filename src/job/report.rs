@@ -216,7 +216,7 @@ async fn explain(
     parameters: &[(&(dyn ToSql + Sync), Type)],
 ) -> Result<String, tokio_postgres::Error> {
     let rows = client.query_typed(&format!("EXPLAIN {statement}"), parameters).await?;
-    Ok(rows.iter().map(|row| format!("-> {}\n", row.get::<_, &str>(0))).collect())
+    Ok(rows.iter().map(|row| format!("{}\n", row.get::<_, &str>(0))).collect())
 }
 
 fn indented(text: &str) -> String {

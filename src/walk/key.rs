@@ -100,20 +100,20 @@ async fn unique_indexes(
                     am.amname,
                     a.attname, a.atttypid, format_type(a.atttypid, -1), a.attnotnull,
                     -- Named only where the index sorts by another collation than the column's own.
-                    CASE WHEN k.collation <> 0 AND k.collation <> a.attcollation
+                    CASE WHEN k.sorted_by <> 0 AND k.sorted_by <> a.attcollation
                          THEN quote_ident(cn.nspname) || '.' || quote_ident(co.collname) END,
-                    (k.option & 1) <> 0 AS is_descending,
-                    (k.option & 2) <> 0 AS nulls_first,
+                    (k.flags & 1) <> 0 AS is_descending,
+                    (k.flags & 2) <> 0 AS nulls_first,
                     coalesce(oc.opcdefault, false) AS has_default_operators
              FROM pg_index i
              JOIN pg_class c ON c.oid = i.indexrelid
              JOIN pg_am am ON am.oid = c.relam
              CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[],
                                        i.indcollation::oid[], i.indoption::int2[])
-                  WITH ORDINALITY AS k (attnum, opclass, collation, option, position)
+                  WITH ORDINALITY AS k (attnum, opclass, sorted_by, flags, position)
              LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum AND k.attnum <> 0
              LEFT JOIN pg_opclass oc ON oc.oid = k.opclass
-             LEFT JOIN pg_collation co ON co.oid = k.collation
+             LEFT JOIN pg_collation co ON co.oid = k.sorted_by
              LEFT JOIN pg_namespace cn ON cn.oid = co.collnamespace
              WHERE i.indrelid = $1 AND i.indisunique AND k.position <= i.indnkeyatts
              ORDER BY i.indisprimary DESC, i.indnkeyatts, c.relname, k.position",
