@@ -78,7 +78,8 @@ fn start_log(settings: &LogSettings) -> Result<Box<dyn Fn(LogLevel) + Send>, Fai
     }))
 }
 
-/// Our own lines from `level` on, those of libraries only when something is wrong.
+/// Our own lines from `level` on. Of libraries errors only: that a connection broke is told in our own
+/// words, with what is done about it.
 fn targets(level: LogLevel) -> Targets {
     let ours = match level {
         LogLevel::Error => LevelFilter::ERROR,
@@ -87,5 +88,5 @@ fn targets(level: LogLevel) -> Targets {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    Targets::new().with_default(LevelFilter::WARN).with_target("backfilld", ours)
+    Targets::new().with_default(LevelFilter::ERROR).with_target("backfilld", ours)
 }

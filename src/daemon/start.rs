@@ -1,5 +1,6 @@
 //! Starting a pending job: preflight, the two ends of its walk, an estimate, its slice.
 
+use deadpool_postgres::Object;
 use tokio_postgres::Client;
 
 use crate::database::{ConnectError, Database, Failure};
@@ -21,19 +22,45 @@ pub(super) enum StartError {
     Database(#[from] tokio_postgres::Error),
 }
 
-/// Starts the oldest pending job, if there is one; a job that cannot run ends failed. Returns its name.
+/// What became of the queue of pending jobs.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// No job is pending, or others are just starting them.
+    Nothing,
+    /// A job was started, or ended failed since it cannot run.
+    Taken,
+    /// A job cannot be examined now, because somebody is in the way; it stays pending.
+    Busy {
+        job: String,
+        reason: String,
+    },
+}
+
+/// Starts the oldest pending job that is not in `except`; a job that cannot run ends failed.
 pub(super) async fn next(
     database: &Database,
     state: &State,
+    except: &[String],
     actor: &Actor,
-) -> Result<Option<String>, StartError> {
+) -> Result<Next, StartError> {
     let mut holder = database.get().await?;
     // Held to the end: another daemon that looks meanwhile passes on to the next job.
     let transaction = holder.transaction().await?;
-    let Some(record) = job::lock_next_pending(&transaction, state).await? else { return Ok(None) };
+    let Some(record) = job::lock_next_pending(&transaction, state, except).await? else {
+        return Ok(Next::Nothing);
+    };
     // On a connection of its own: what fails here must not spoil the transaction that says so.
     let mut asking = database.get().await?;
-    match prepare(&mut asking, state, &record.spec).await? {
+    let prepared = match prepare(&mut asking, state, &record.spec).await {
+        Ok(prepared) => prepared,
+        Err(StartError::Database(error)) if Failure::of(&error) == Failure::Contention => {
+            drop(Object::take(asking));
+            let reason = crate::database::describe(&error);
+            return Ok(Next::Busy { job: record.name, reason });
+        }
+        Err(error) => return Err(error),
+    };
+    match prepared {
         Ok(prepared) => {
             job::start(
                 &transaction,
@@ -55,7 +82,7 @@ pub(super) async fn next(
         }
     }
     transaction.commit().await?;
-    Ok(Some(record.name))
+    Ok(Next::Taken)
 }
 
 struct Prepared {

@@ -10,10 +10,10 @@ use tokio::time::MissedTickBehavior;
 
 use super::leases::Held;
 use super::signals::Signal;
-use super::start::{self, StartError};
+use super::start::{self, Next, StartError};
 use super::worker::{Assignment, Ended, Mode, Worker};
 use super::{Options, backoff, jobs_directory, metrics};
-use crate::database::{ConnectError, Database};
+use crate::database::{ConnectError, Database, Failure, describe};
 use crate::http::Health;
 use crate::job::preflight::{self, PreflightError};
 use crate::job::spec::Spec;
@@ -25,6 +25,8 @@ use crate::state::{Actor, State, StateError, daemon, event, job, status};
 const POLL_EVERY: Duration = Duration::from_secs(1);
 /// How often the metrics that come from the database are read.
 const MEASURE_EVERY: Duration = Duration::from_secs(5);
+/// How often at most the same obstacle is logged.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 const LONGEST_WAIT_TO_CONNECT: Duration = Duration::from_secs(5);
 
 /// How the daemon ended.
@@ -68,6 +70,8 @@ pub(super) struct Supervisor {
     /// Turns in a row that failed, and when to try again.
     failures: u32,
     rest_until: Instant,
+    /// When it was last said that somebody is in a job's way.
+    told_busy: Option<Instant>,
     /// The jobs last seen paused with nothing else to do, so as to say it once.
     told_paused: Vec<String>,
 }
@@ -98,6 +102,7 @@ impl Supervisor {
             measured: None,
             failures: 0,
             rest_until: Instant::now(),
+            told_busy: None,
             told_paused: Vec::new(),
         }
     }
@@ -152,11 +157,9 @@ impl Supervisor {
         }
         drop(client);
         if *self.mode.borrow() == Mode::Walking {
-            while self.has_room() {
-                let Some(job) = start::next(&self.database, &self.state, &self.actor).await? else { break };
-                tracing::debug!(%job, "taken from the queue");
-            }
-            while self.has_room() && self.claim_one().await? {}
+            self.start_jobs().await?;
+            let mut except = self.held.jobs();
+            while self.has_room() && self.claim_one(&mut except).await? {}
         }
         let client = self.database.get().await?;
         // A job whose bounds hold no row has no slice to wait for.
@@ -167,21 +170,50 @@ impl Supervisor {
         self.ending(&client).await
     }
 
+    /// Starts pending jobs while there is room for them.
+    async fn start_jobs(&mut self) -> Result<(), TurnError> {
+        let mut busy = Vec::new();
+        while self.has_room() {
+            match start::next(&self.database, &self.state, &busy, &self.actor).await? {
+                Next::Nothing => break,
+                // Its slice is claimed before the next job is taken, so that no more are started than
+                // there is room for.
+                Next::Taken => {
+                    let mut except = self.held.jobs();
+                    self.claim_one(&mut except).await?;
+                }
+                Next::Busy { job, reason } => {
+                    self.tell_busy(&job, &reason);
+                    busy.push(job);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Says, once a minute at most, that somebody is in a job's way.
+    fn tell_busy(&mut self, job: &str, reason: &str) {
+        if self.told_busy.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+            tracing::warn!(%job, reason, "the job cannot be examined just now: a lock on its table? trying again");
+            self.told_busy = Some(Instant::now());
+        }
+    }
+
     fn has_room(&self) -> bool {
         self.held.len() < self.options.settings.daemon.max_running_jobs
     }
 
-    /// Claims a slice that nobody works on and gives it to a worker. False when there is none.
-    async fn claim_one(&mut self) -> Result<bool, TurnError> {
+    /// Claims a slice that nobody works on, of a job not in `except`, and gives it to a worker. False
+    /// when there is none. The job joins `except`: one worker a job, for now.
+    async fn claim_one(&mut self, except: &mut Vec<String>) -> Result<bool, TurnError> {
         let client = self.database.get().await?;
         let lease = self.options.settings.daemon.lease;
-        // One worker a job, for now.
-        let except = self.held.jobs();
         let Some(claim) =
-            slice::claim(&**client, &self.state, &self.name, lease, &except, &self.actor).await?
+            slice::claim(&**client, &self.state, &self.name, lease, except, &self.actor).await?
         else {
             return Ok(false);
         };
+        except.push(claim.job.clone());
         let record = job::load(&**client, &self.state, &claim.job).await?;
         let examined = match Spec::from_json(&record.spec) {
             Ok(spec) => {
@@ -189,6 +221,11 @@ impl Supervisor {
                 match preflight::examine(&**client, &spec, self.state.schema(), key).await {
                     Ok(preflight) => Ok((spec, preflight)),
                     Err(PreflightError::Problems(problems)) => Err(problems.join("; ")),
+                    Err(PreflightError::Database(error)) if Failure::of(&error) == Failure::Contention => {
+                        self.tell_busy(&claim.job, &describe(&error));
+                        slice::release(&**client, &self.state, &claim).await?;
+                        return Ok(true);
+                    }
                     Err(PreflightError::Database(error)) => return Err(StateError::from(error).into()),
                 }
             }

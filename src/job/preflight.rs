@@ -15,6 +15,11 @@ use crate::walk::key::{self, KeyError};
 use crate::walk::keyset::{Table, enclosed};
 use crate::walk::{Change, Keyset, Plan};
 
+/// An EXPLAIN locks the table as its statement would, if only for a moment. It must not queue behind
+/// somebody's ALTER TABLE for long, with the application's statements queueing behind it.
+const EXPLAIN_SETTINGS: &str =
+    "BEGIN READ ONLY; SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '30s'";
+
 /// Why a job cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum PreflightError {
@@ -294,7 +299,10 @@ async fn expressions(
     }
     for (key, bare, whole) in tries {
         for statement in bare.into_iter().chain([whole]) {
-            match client.query_typed(&format!("EXPLAIN {statement}"), &[]).await {
+            client.batch_execute(EXPLAIN_SETTINGS).await?;
+            let explained = client.query_typed(&format!("EXPLAIN {statement}"), &[]).await;
+            client.batch_execute("ROLLBACK").await?;
+            match explained {
                 Ok(_) => {}
                 Err(error) if matches!(Failure::of(&error), Failure::Data | Failure::Statement | Failure::Connection)
                     && error.code().is_some() =>

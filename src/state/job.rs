@@ -180,19 +180,20 @@ pub struct Record {
     pub table_rows: i64,
 }
 
-/// Locks the oldest pending job that no other daemon is just starting.
+/// Locks the oldest pending job that is not in `except` and that no other daemon is just starting.
 pub async fn lock_next_pending(
     transaction: &Transaction<'_>,
     state: &State,
+    except: &[String],
 ) -> Result<Option<Record>, StateError> {
     let row = transaction
         .query_typed_opt(
             &state.sql(
                 "SELECT name, spec, revision, key_columns, coalesce(table_rows, 0) FROM {s}.job
-                 WHERE state = 'pending' ORDER BY submitted_at, name
+                 WHERE state = 'pending' AND name <> ALL ($1) ORDER BY submitted_at, name
                  LIMIT 1 FOR UPDATE SKIP LOCKED",
             ),
-            &[],
+            &[(&except, Type::TEXT_ARRAY)],
         )
         .await?;
     Ok(row.as_ref().map(record))

@@ -111,7 +111,8 @@ pub(super) async fn insert(
 }
 
 /// Claims one slice of a running job that nobody works on: free, or its lease has run out, or the
-/// session of the daemon that held it is gone from the server. Jobs named in `except` are left out.
+/// session of the daemon that held it is gone from the server, or it is the claimer's own, whose claim
+/// was committed while the answer was lost. Jobs named in `except` (those it works on) are left out.
 pub async fn claim(
     client: &impl GenericClient,
     state: &State,
@@ -128,6 +129,7 @@ pub async fn claim(
                      FROM {s}.slice s JOIN {s}.job j ON j.name = s.job
                      WHERE j.state = 'running' AND s.finished_at IS NULL AND s.job <> ALL ($3)
                        AND (s.owner IS NULL
+                            OR s.owner = $1
                             OR s.lease_until < clock_timestamp()
                             -- A killed daemon's session ends at once; its lease need not be waited for.
                             OR EXISTS (SELECT FROM {s}.daemon d
@@ -152,6 +154,7 @@ pub async fn claim(
                      SELECT job, 'slice claimed', $4,
                             'slice ' || number || CASE
                                 WHEN previous_owner IS NULL THEN ' was free'
+                                WHEN previous_owner = $1 THEN ' was claimed before, without an answer'
                                 WHEN lease_until < clock_timestamp()
                                     THEN ' was held by ' || previous_owner || ', whose lease had run out'
                                 ELSE ' was held by ' || previous_owner || ', whose session is gone' END

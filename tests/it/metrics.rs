@@ -1,1 +1,110 @@
-//! To be written.
+//! What the daemon tells over HTTP, read over a plain socket.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use super::support::daemon::{Daemon, backfilld_with};
+use super::support::database::Database;
+use super::support::server::Server;
+use super::support::{job_file, until};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The address that the daemon says it listens on.
+fn address(daemon: &Daemon) -> String {
+    let line = daemon.wait_for_log(" http=", PATIENCE);
+    line.rsplit("http=").next().unwrap().trim().to_owned()
+}
+
+/// Status line and body.
+fn get(address: &str, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.lines().next().unwrap().to_owned(), body.to_owned())
+}
+
+/// The value of a series, written as Prometheus writes it.
+fn value(metrics: &str, series: &str) -> Option<f64> {
+    metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+}
+
+#[tokio::test]
+async fn the_metrics_agree_with_the_database() {
+    let database = Database::create().await;
+    let client = database.connect().await;
+    client
+        .batch_execute(
+            "CREATE TABLE items (id bigint PRIMARY KEY, done bool);
+             INSERT INTO items SELECT n, NULL FROM generate_series(1, 1000) n",
+        )
+        .await
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let text = "name = 'a'\ntable = 'items'\n[update]\nset = { done = 'true' }\nwhere = 'id % 2 = 0'\n[batch]\nmax_rows = 100\n[limits]\nrows_per_second = 100000\n";
+    let file = job_file(folder.path(), "a.toml", text);
+    let daemon = Daemon::start(database.url(), &["--job", file.to_str().unwrap()]);
+    let address = address(&daemon);
+    let metrics = until("the metrics to tell of the end", PATIENCE, async || {
+        let (status, body) = get(&address, "/metrics");
+        assert_eq!(status, "HTTP/1.1 200 OK");
+        (value(&body, "backfilld_job_state{job=\"a\",state=\"complete\"}") == Some(1.0)).then_some(body)
+    })
+    .await;
+    for (series, expected) in [
+        ("backfilld_rows_scanned_total{job=\"a\"}", 1000.0),
+        ("backfilld_rows_changed_total{job=\"a\"}", 500.0),
+        ("backfilld_rows_quarantined_total{job=\"a\"}", 0.0),
+        ("backfilld_job_state{job=\"a\",state=\"running\"}", 0.0),
+        ("backfilld_job_progress_ratio{job=\"a\"}", 1.0),
+        ("backfilld_rate_limit_rows_per_second{job=\"a\"}", 100_000.0),
+        ("backfilld_leases_held", 0.0),
+        ("backfilld_leases_lost_total", 0.0),
+        ("backfilld_database_up", 1.0),
+    ] {
+        assert_eq!(value(&metrics, series), Some(expected), "{series}\n{metrics}");
+    }
+    let batches: i64 =
+        client.query_one("SELECT batches FROM backfilld.slice", &[]).await.unwrap().get(0);
+    let counted = value(&metrics, "backfilld_batches_total{job=\"a\",outcome=\"committed\"}").unwrap();
+    assert!((counted - batches as f64).abs() < f64::EPSILON, "{counted} of {batches}");
+    let timed = value(&metrics, "backfilld_batch_duration_seconds_count{job=\"a\"}").unwrap();
+    assert!((timed - batches as f64).abs() < f64::EPSILON, "{timed} of {batches}");
+    assert!(metrics.contains("backfilld_build_info{version="), "{metrics}");
+}
+
+#[tokio::test]
+async fn health_is_of_the_process_and_readiness_of_the_database() {
+    let server = Server::start();
+    let database = Database::create_on(&server).await;
+    let daemon = Daemon::start(database.url(), &[]);
+    let address = address(&daemon);
+    assert_eq!(get(&address, "/healthz").0, "HTTP/1.1 200 OK");
+    assert_eq!(get(&address, "/readyz").0, "HTTP/1.1 200 OK");
+    assert_eq!(get(&address, "/nothing").0, "HTTP/1.1 404 Not Found");
+    server.stop();
+    daemon.wait_for_log("the database does not answer", PATIENCE);
+    assert_eq!(get(&address, "/healthz").0, "HTTP/1.1 200 OK");
+    let (status, body) = get(&address, "/readyz");
+    assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
+    assert!(body.contains("cannot connect to"), "{body}");
+    assert_eq!(value(&get(&address, "/metrics").1, "backfilld_database_up"), Some(0.0));
+    server.start_again();
+    daemon.wait_for_log("the database answers again", PATIENCE);
+    assert_eq!(get(&address, "/readyz").0, "HTTP/1.1 200 OK");
+}
+
+#[tokio::test]
+async fn the_log_can_be_read_by_machines() {
+    let database = Database::create().await;
+    let run = backfilld_with(database.url(), &["run", "--until-idle"], &[("BACKFILLD__LOG__FORMAT", "json")]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(run.stderr.lines().count() >= 2, "{}", run.stderr);
+    for line in run.stderr.lines() {
+        assert!(line.starts_with('{') && line.ends_with('}') && line.contains("\"level\":"), "{line}");
+    }
+}
