@@ -48,8 +48,9 @@ pub fn main() -> ExitCode {
 }
 
 async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
-    let environment: BTreeMap<String, String> =
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect();
+    let environment: BTreeMap<String, String> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
     let overrides = Overrides { config: arguments.config, database_url: arguments.database_url };
     let context = || Context::load(overrides.clone(), environment.clone());
     match arguments.command {
@@ -82,11 +83,7 @@ impl Context {
         let settings = Settings::load(&overrides, &environment).map_err(Failure::usage)?;
         let user = environment.get("USER").or_else(|| environment.get("LOGNAME"));
         let host = gethostname::gethostname();
-        let actor = Actor(format!(
-            "{}@{}",
-            user.map_or("somebody", String::as_str),
-            host.to_string_lossy()
-        ));
+        let actor = Actor(format!("{}@{}", user.map_or("somebody", String::as_str), host.to_string_lossy()));
         Ok(Self { state: State::new(&settings.state.schema), settings, overrides, environment, actor })
     }
 

@@ -21,17 +21,14 @@ pub(super) async fn run(context: Context, command: Run) -> Result<ExitCode, Fail
     let set_log_level = start_log(&context.settings.log)?;
 
     let mut client = context.connect().await?;
-    if let Upgraded::From(from, to) =
-        state::upgrade(&mut client, &context.state, &context.actor).await?
-    {
+    if let Upgraded::From(from, to) = state::upgrade(&mut client, &context.state, &context.actor).await? {
         tracing::info!(schema = context.state.schema(), from, to, "state schema upgraded");
     }
     let mut own_jobs = Vec::new();
     for job in &jobs {
-        let submitted =
-            submission::submit(&mut client, &context.state, &job.spec, false, &context.actor)
-                .await
-                .map_err(|error| Failure::submission(&job.path, &error))?;
+        let submitted = submission::submit(&mut client, &context.state, &job.spec, false, &context.actor)
+            .await
+            .map_err(|error| Failure::submission(&job.path, &error))?;
         tracing::info!(job = %job.spec.name, "job {}", submit::told(&submitted));
         own_jobs.push(job.spec.name.clone());
     }
@@ -49,7 +46,10 @@ pub(super) async fn run(context: Context, command: Run) -> Result<ExitCode, Fail
         Ok(Ending::GraceOver) => Ok(ExitCode::FAILURE),
         Ok(Ending::IdleWithFailures(jobs)) => {
             let names = jobs.join(", ");
-            tracing::error!(jobs = names, "no job is left to run, but these did not complete (`backfilld status`)");
+            tracing::error!(
+                jobs = names,
+                "no job is left to run, but these did not complete (`backfilld status`)"
+            );
             Ok(ExitCode::from(NOT_COMPLETE))
         }
         Err(error @ DaemonError::Settings(_)) => Err(Failure::usage(error)),
@@ -62,9 +62,7 @@ fn start_log(settings: &LogSettings) -> Result<Box<dyn Fn(LogLevel) + Send>, Fai
     let (level, handle) = reload::Layer::new(targets(settings.level));
     let lines = fmt::layer().with_writer(std::io::stderr);
     let lines = match settings.format {
-        LogFormat::Text => {
-            lines.with_target(false).with_ansi(std::io::stderr().is_terminal()).boxed()
-        }
+        LogFormat::Text => lines.with_target(false).with_ansi(std::io::stderr().is_terminal()).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_target(false).boxed(),
     };
     registry()

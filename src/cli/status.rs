@@ -104,23 +104,15 @@ async fn watch(context: &Context, client: Client, name: Option<&str>) -> Result<
     let mut screen = Screen::new();
     let mut client = Some(client);
     loop {
-        let looked = match client.take() {
-            Some(connected) => {
-                let looked = read(context, &connected, name).await;
-                client = Some(connected);
-                looked
+        let Some(connected) = client.take() else {
+            client = context.connect().await.ok();
+            if client.is_none() {
+                tokio::time::sleep(REDRAW_EVERY).await;
             }
-            None => match context.connect().await {
-                Ok(connected) => {
-                    client = Some(connected);
-                    continue;
-                }
-                Err(_) => {
-                    tokio::time::sleep(REDRAW_EVERY).await;
-                    continue;
-                }
-            },
+            continue;
         };
+        let looked = read(context, &connected, name).await;
+        client = Some(connected);
         match looked {
             Ok(jobs) => {
                 screen.draw(&jobs)?;
@@ -173,9 +165,10 @@ impl Screen {
         let width = jobs.iter().map(|job| job.name.len()).max().unwrap_or(0);
         for job in jobs {
             let bar = self.shown.entry(job.name.clone()).or_insert_with(|| bars.add(ProgressBar::new(WHOLE)));
-            let style = ProgressStyle::with_template(&format!("{{prefix:{width}}} [{{bar:30}}] {{wide_msg}}"))
-                .expect("the template is constant but for a number")
-                .progress_chars("=> ");
+            let style =
+                ProgressStyle::with_template(&format!("{{prefix:{width}}} [{{bar:30}}] {{wide_msg}}"))
+                    .expect("the template is constant but for a number")
+                    .progress_chars("=> ");
             bar.set_style(style);
             bar.set_prefix(job.name.clone());
             // `as` saturates, and progress lies from 0 to 1.

@@ -15,7 +15,9 @@ pub(super) async fn run(context: &Context, command: &Submit) -> Result<ExitCode,
     let mut failures = Vec::new();
     for job in &jobs {
         let name = &job.spec.name;
-        match submission::submit(&mut client, &context.state, &job.spec, command.replace, &context.actor).await {
+        match submission::submit(&mut client, &context.state, &job.spec, command.replace, &context.actor)
+            .await
+        {
             Ok(submitted) => output::line(format!("job {name} {}", told(&submitted)))?,
             Err(error) => failures.push(Failure::submission(&job.path, &error)),
         }

@@ -33,18 +33,36 @@ pub(super) fn install() -> Result<PrometheusHandle, String> {
 fn describe() {
     describe_counter!("backfilld_rows_scanned_total", "Rows passed over by committed batches.");
     describe_counter!("backfilld_rows_changed_total", "Rows changed by committed batches.");
-    describe_counter!("backfilld_rows_quarantined_total", "Rows that could not be changed and were set aside.");
+    describe_counter!(
+        "backfilld_rows_quarantined_total",
+        "Rows that could not be changed and were set aside."
+    );
     describe_counter!("backfilld_batches_total", "Batches, by how they ended: committed or failed.");
     describe_counter!("backfilld_retries_total", "Batches that are tried again, by what went wrong.");
     describe_histogram!("backfilld_batch_duration_seconds", "Time the server spent on the rows of a batch.");
     describe_gauge!("backfilld_batch_rows", "Rows of the last batch.");
     describe_gauge!("backfilld_job_state", "1 for the state that the job is in, 0 for the others.");
-    describe_gauge!("backfilld_job_progress_ratio", "How far the job has come, by estimate; 1 when complete.");
-    describe_gauge!("backfilld_job_eta_seconds", "Seconds to the end at the present pace; absent (NaN) when it does not move.");
-    describe_gauge!("backfilld_checkpoint_age_seconds", "Seconds since a running job last committed a batch (or started).");
-    describe_gauge!("backfilld_rate_limit_rows_per_second", "The rate that the job may not exceed; +Inf without a limit.");
+    describe_gauge!(
+        "backfilld_job_progress_ratio",
+        "How far the job has come, by estimate; 1 when complete."
+    );
+    describe_gauge!(
+        "backfilld_job_eta_seconds",
+        "Seconds to the end at the present pace; absent (NaN) when it does not move."
+    );
+    describe_gauge!(
+        "backfilld_checkpoint_age_seconds",
+        "Seconds since a running job last committed a batch (or started)."
+    );
+    describe_gauge!(
+        "backfilld_rate_limit_rows_per_second",
+        "The rate that the job may not exceed; +Inf without a limit."
+    );
     describe_gauge!("backfilld_leases_held", "Slices that this daemon works on.");
-    describe_counter!("backfilld_leases_lost_total", "Slices that another daemon took over while this one worked on them.");
+    describe_counter!(
+        "backfilld_leases_lost_total",
+        "Slices that another daemon took over while this one worked on them."
+    );
     describe_gauge!("backfilld_database_up", "Whether the last exchange with the database succeeded.");
     describe_gauge!("backfilld_build_info", "Version and revision of the program.");
 }

@@ -30,10 +30,7 @@ pub(super) enum Next {
     /// A job was started, or ended failed since it cannot run.
     Taken,
     /// A job cannot be examined now, because somebody is in the way; it stays pending.
-    Busy {
-        job: String,
-        reason: String,
-    },
+    Busy { job: String, reason: String },
 }
 
 /// Starts the oldest pending job that is not in `except`; a job that cannot run ends failed.
@@ -108,9 +105,7 @@ async fn prepare(
     };
     match measure(client, &spec, &preflight).await {
         Ok((table_rows, slices)) => Ok(Ok(Prepared { preflight, table_rows, slices })),
-        Err(error) if Failure::of(&error) == Failure::Statement => {
-            Ok(Err(crate::database::describe(&error)))
-        }
+        Err(error) if Failure::of(&error) == Failure::Statement => Ok(Err(crate::database::describe(&error))),
         Err(error) => Err(error.into()),
     }
 }

@@ -371,7 +371,10 @@ impl Supervisor {
         ];
         for (key, same) in fixed {
             if !same {
-                tracing::warn!(key, "changed in the configuration; takes effect when the daemon is started again");
+                tracing::warn!(
+                    key,
+                    "changed in the configuration; takes effect when the daemon is started again"
+                );
             }
         }
         self.options.settings = new;

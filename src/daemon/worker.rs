@@ -13,12 +13,12 @@ use crate::job::spec::Spec;
 use crate::state::slice::{self, Claim, Totals};
 use crate::state::{Actor, State, job};
 use crate::throttle::Pacer;
+use crate::walk::Plan;
 use crate::walk::batch::{self, BatchError, Committed, Outcome, Request, Step};
 use crate::walk::estimate;
 use crate::walk::isolation::Isolation;
 use crate::walk::keyset::Start;
 use crate::walk::sizer::Sizer;
-use crate::walk::Plan;
 
 /// The longest wait for a database that does not answer.
 const LONGEST_WAIT_TO_CONNECT: Duration = Duration::from_secs(5);
@@ -340,9 +340,9 @@ impl Worker {
 
     async fn hand_back(&self) {
         let released = match self.database.get().await {
-            Ok(client) => slice::release(&**client, &self.state, &self.claim)
-                .await
-                .map_err(|error| error.to_string()),
+            Ok(client) => {
+                slice::release(&**client, &self.state, &self.claim).await.map_err(|error| error.to_string())
+            }
             Err(error) => Err(error.to_string()),
         };
         if let Err(error) = released {

@@ -1,6 +1,7 @@
 //! What an error of the database means for whoever was talking to it.
 
 use std::error::Error as _;
+use std::fmt::Write as _;
 
 use tokio_postgres::Error;
 use tokio_postgres::error::SqlState;
@@ -68,12 +69,12 @@ pub fn describe(error: &Error) -> String {
     if let Some(told) = error.as_db_error() {
         let mut text = told.message().to_owned();
         if let Some(detail) = told.detail() {
-            text.push_str(&format!("; detail: {detail}"));
+            let _ = write!(text, "; detail: {detail}");
         }
         if let Some(hint) = told.hint() {
-            text.push_str(&format!("; hint: {hint}"));
+            let _ = write!(text, "; hint: {hint}");
         }
-        text.push_str(&format!(" (SQLSTATE {})", told.code().code()));
+        let _ = write!(text, " (SQLSTATE {})", told.code().code());
         return text.replace('\n', " ");
     }
     let mut text = error.to_string();
@@ -81,7 +82,7 @@ pub fn describe(error: &Error) -> String {
     while let Some(inner) = cause {
         let inner_text = inner.to_string();
         if !text.contains(&inner_text) {
-            text.push_str(&format!(": {inner_text}"));
+            let _ = write!(text, ": {inner_text}");
         }
         cause = inner.source();
     }

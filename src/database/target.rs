@@ -108,8 +108,7 @@ impl Target {
 
     /// Opens one connection of its own, outside any pool.
     pub async fn connect(&self) -> Result<Client, ConnectError> {
-        let (client, connection) =
-            self.config.connect(NoTls).await.map_err(|error| self.refused(&error))?;
+        let (client, connection) = self.config.connect(NoTls).await.map_err(|error| self.refused(&error))?;
         // The task ends by itself when the client is dropped or the connection breaks; whoever
         // holds the client sees the error there.
         tokio::spawn(connection);

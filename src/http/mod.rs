@@ -24,7 +24,9 @@ pub enum Health {
 
 /// The address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on http.listen = {address}: {error}: stop what uses the port, or set another one (port 0: any free one)")]
+#[error(
+    "cannot listen on http.listen = {address}: {error}: stop what uses the port, or set another one (port 0: any free one)"
+)]
 pub struct ListenError {
     address: SocketAddr,
     error: std::io::Error,

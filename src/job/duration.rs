@@ -25,9 +25,9 @@ impl<'de> Deserialize<'de> for Written {
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Written, E> {
-                humantime::parse_duration(text)
-                    .map(Written)
-                    .map_err(|error| E::custom(format!("{text:?} is not a duration such as \"50ms\" or \"10s\": {error}")))
+                humantime::parse_duration(text).map(Written).map_err(|error| {
+                    E::custom(format!("{text:?} is not a duration such as \"50ms\" or \"10s\": {error}"))
+                })
             }
         }
         deserializer.deserialize_str(Visitor)

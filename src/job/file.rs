@@ -114,7 +114,8 @@ mod tests {
     #[test]
     fn what_is_written_is_kept_and_nothing_added() {
         let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
-        std::fs::write(file.path(), format!("{GOOD}where = 'x IS NULL'\n[batch]\ntarget_duration='20ms'\n")).unwrap();
+        std::fs::write(file.path(), format!("{GOOD}where = 'x IS NULL'\n[batch]\ntarget_duration='20ms'\n"))
+            .unwrap();
         let spec = Job::read(file.path()).unwrap().spec;
         assert_eq!(
             spec.to_json(),

@@ -97,8 +97,7 @@ impl KnownKeys {
             };
             let _ = write!(message, ": {key} belongs into {place}");
         } else {
-            let place =
-                if path.is_empty() { "known here".to_owned() } else { format!("known in [{path}]") };
+            let place = if path.is_empty() { "known here".to_owned() } else { format!("known in [{path}]") };
             let _ = write!(message, ": {place} are {}", siblings.join(", "));
         }
         message

@@ -139,7 +139,9 @@ async fn find_table(
         "r" if row_security => {
             "has row-level security that hides rows from this role: use a role with BYPASSRLS, or the table's owner without FORCE"
         }
-        "r" if has_children => "has tables that inherit from it: give a job for each of them and none for the parent",
+        "r" if has_children => {
+            "has tables that inherit from it: give a job for each of them and none for the parent"
+        }
         "r" if table.schema == "pg_catalog" || table.schema == "information_schema" => "is a system table",
         "r" if table.schema == state_schema => "belongs to backfilld's own state",
         "r" => return Ok(table),
@@ -226,9 +228,12 @@ async fn columns(
         };
         let (generated, identity): (&str, &str) = (row.get(1), row.get(2));
         if !generated.is_empty() {
-            problems.push(format!("update.set.{column}: {column} is a generated column: PostgreSQL computes it"));
+            problems
+                .push(format!("update.set.{column}: {column} is a generated column: PostgreSQL computes it"));
         } else if identity == "a" {
-            problems.push(format!("update.set.{column}: {column} is GENERATED ALWAYS AS IDENTITY and cannot be written"));
+            problems.push(format!(
+                "update.set.{column}: {column} is GENERATED ALWAYS AS IDENTITY and cannot be written"
+            ));
         } else if !row.get::<_, bool>(3) {
             let role: &str = row.get(4);
             problems.push(format!(
@@ -288,8 +293,7 @@ async fn expressions(
             "DEFAULT" => None,
             _ => Some(format!("SELECT {expression}\nFROM ONLY {name}")),
         };
-        let whole =
-            format!("UPDATE ONLY {name} SET {} = {}", identifier(column), enclosed(expression));
+        let whole = format!("UPDATE ONLY {name} SET {} = {}", identifier(column), enclosed(expression));
         tries.push((format!("update.set.{column}"), bare, whole));
     }
     if let Some(filter) = &spec.update.filter {
@@ -304,8 +308,11 @@ async fn expressions(
             client.batch_execute("ROLLBACK").await?;
             match explained {
                 Ok(_) => {}
-                Err(error) if matches!(Failure::of(&error), Failure::Data | Failure::Statement | Failure::Connection)
-                    && error.code().is_some() =>
+                Err(error)
+                    if matches!(
+                        Failure::of(&error),
+                        Failure::Data | Failure::Statement | Failure::Connection
+                    ) && error.code().is_some() =>
                 {
                     problems.push(format!("{key}: {}", expression_error(&error)));
                     break;

@@ -12,7 +12,11 @@ use crate::walk::estimate::{self, Estimate};
 use crate::walk::keyset::Start;
 
 /// A report on one job, for a person.
-pub async fn write(client: &mut Client, spec: &Spec, preflight: &Preflight) -> Result<String, tokio_postgres::Error> {
+pub async fn write(
+    client: &mut Client,
+    spec: &Spec,
+    preflight: &Preflight,
+) -> Result<String, tokio_postgres::Error> {
     let keyset = &preflight.keyset;
     let mut text = String::new();
     let mut warnings = Vec::new();
@@ -49,7 +53,11 @@ pub async fn write(client: &mut Client, spec: &Spec, preflight: &Preflight) -> R
         plans(client, spec, preflight, first, last, &mut text, &mut warnings).await?;
     }
     if spec.update.filter.is_none() {
-        warnings.push("no update.where: every row is written anew, even one that is right already".to_owned());
+        warnings
+            .push("no update.where: every row is written anew, even one that is right already".to_owned());
+    }
+    if !warnings.is_empty() {
+        text.push('\n');
     }
     for warning in warnings {
         let _ = writeln!(text, "warning     {warning}");
@@ -76,7 +84,13 @@ async fn rows_line(
     rows: Estimate,
     text: &mut String,
 ) -> Result<(), tokio_postgres::Error> {
-    let _ = write!(text, "rows        about {} to scan, from ({}) to ({})", rows.range_rows, first.join(", "), last.join(", "));
+    let _ = write!(
+        text,
+        "rows        about {} to scan, from ({}) to ({})",
+        rows.range_rows,
+        first.join(", "),
+        last.join(", ")
+    );
     if let Some(filter) = &spec.update.filter {
         let sql = format!(
             "EXPLAIN (FORMAT JSON) SELECT FROM ONLY {} WHERE {}",
@@ -199,8 +213,9 @@ async fn plans(
     let update_plan = explain(&transaction, &update, &range).await?;
     transaction.rollback().await?;
 
-    let _ = write!(text, "\nfinding the end of a batch:\n{}\n{}", indented(&bound), indented(&bound_plan));
-    let _ = write!(text, "\nchanging its rows:\n{}\n{}\n", indented(&update), indented(&update_plan));
+    let _ =
+        write!(text, "\nfinding the end of a batch:\n{}\n\n{}\n", indented(&bound), indented(&bound_plan));
+    let _ = write!(text, "\nchanging its rows:\n{}\n\n{}\n", indented(&update), indented(&update_plan));
     for (what, plan) in [("finding the end of a batch", &bound_plan), ("changing its rows", &update_plan)] {
         let on_table = format!("Seq Scan on {}", keyset.table.name);
         if plan.contains(&on_table) || !plan.contains("Index") {
@@ -216,9 +231,11 @@ async fn explain(
     parameters: &[(&(dyn ToSql + Sync), Type)],
 ) -> Result<String, tokio_postgres::Error> {
     let rows = client.query_typed(&format!("EXPLAIN {statement}"), parameters).await?;
-    Ok(rows.iter().map(|row| format!("{}\n", row.get::<_, &str>(0))).collect())
+    let lines: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
+    Ok(lines.join("\n"))
 }
 
 fn indented(text: &str) -> String {
-    text.lines().map(|line| format!("    {line}\n")).collect()
+    let lines: Vec<String> = text.lines().map(|line| format!("    {line}")).collect();
+    lines.join("\n")
 }

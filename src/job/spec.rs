@@ -184,9 +184,7 @@ impl Batch {
         sizer::Bounds {
             target: self.target_duration.map_or(Duration::from_millis(50), |written| written.0),
             // A default must not contradict the bounds that were given.
-            initial_rows: self
-                .initial_rows
-                .unwrap_or_else(|| 1000.clamp(min_rows.min(max_rows), max_rows)),
+            initial_rows: self.initial_rows.unwrap_or_else(|| 1000.clamp(min_rows.min(max_rows), max_rows)),
             min_rows: if self.min_rows.is_none() { min_rows.min(max_rows) } else { min_rows },
             max_rows,
         }
@@ -275,7 +273,9 @@ impl Spec {
         for (column, expression) in &self.update.set {
             wrong(
                 expression.trim().is_empty(),
-                &format!("update.set.{column} is empty: write an SQL expression, or \"NULL\" to clear the column"),
+                &format!(
+                    "update.set.{column} is empty: write an SQL expression, or \"NULL\" to clear the column"
+                ),
             );
         }
         wrong(

@@ -266,7 +266,7 @@ impl Settings {
 
     /// Where the database is.
     pub fn target(&self) -> Result<Target, SettingsError> {
-        Ok(Target::from_settings(self.database.url.as_ref().map(|url| url.expose_secret()))?)
+        Ok(Target::from_settings(self.database.url.as_ref().map(SecretString::expose_secret))?)
     }
 
     fn validate(&self, source: &str) -> Result<(), SettingsError> {
@@ -303,10 +303,8 @@ impl Settings {
 fn read_checked(path: &Path) -> Result<String, SettingsError> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| SettingsError::Read { path: path.to_owned(), error })?;
-    let table: toml::Table = toml::from_str(&text).map_err(|error| SettingsError::Parse {
-        path: path.to_owned(),
-        message: without_secrets(&error),
-    })?;
+    let table: toml::Table = toml::from_str(&text)
+        .map_err(|error| SettingsError::Parse { path: path.to_owned(), message: without_secrets(&error) })?;
     let problems: Vec<String> = KNOWN_KEYS
         .check(&table)
         .into_iter()
@@ -325,8 +323,7 @@ fn without_secrets(error: &toml::de::Error) -> String {
 fn check_environment(ours: &BTreeMap<String, String>) -> Result<(), SettingsError> {
     let mut problems = Vec::new();
     for name in ours.keys() {
-        let path: Vec<String> =
-            name.split("__").skip(1).map(str::to_ascii_lowercase).collect();
+        let path: Vec<String> = name.split("__").skip(1).map(str::to_ascii_lowercase).collect();
         let mut value = toml::Value::String(String::new());
         for key in path.into_iter().rev() {
             value = toml::Value::Table(toml::Table::from_iter([(key, value)]));
@@ -347,9 +344,8 @@ mod tests {
         let overrides = Overrides { config: Some(file.path().to_owned()), database_url: None };
         let environment =
             environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Settings::load(&overrides, &environment).map_err(|error| {
-            error.to_string().replace(&file.path().display().to_string(), "backfilld.toml")
-        })
+        Settings::load(&overrides, &environment)
+            .map_err(|error| error.to_string().replace(&file.path().display().to_string(), "backfilld.toml"))
     }
 
     #[test]

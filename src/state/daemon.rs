@@ -74,8 +74,7 @@ pub async fn seen(
 ) -> Result<(), StateError> {
     client
         .execute_typed(
-            &state
-                .sql("UPDATE {s}.daemon SET seen_at = clock_timestamp(), state = $2 WHERE name = $1"),
+            &state.sql("UPDATE {s}.daemon SET seen_at = clock_timestamp(), state = $2 WHERE name = $1"),
             &[(&name, Type::TEXT), (&doing, Type::TEXT)],
         )
         .await?;

@@ -335,12 +335,7 @@ pub async fn pause(
                  )
                  INSERT INTO {s}.event (job, kind, actor, reason) SELECT name, 'paused', $3, $4 FROM paused",
             ),
-            &[
-                (&name, Type::TEXT),
-                (&seconds, Type::FLOAT8),
-                (&actor.0, Type::TEXT),
-                (&reason, Type::TEXT),
-            ],
+            &[(&name, Type::TEXT), (&seconds, Type::FLOAT8), (&actor.0, Type::TEXT), (&reason, Type::TEXT)],
         )
         .await?;
     if rows == 1 { Ok(()) } else { Err(wrong_state(client, state, name, "paused").await?) }

@@ -265,23 +265,14 @@ pub async fn quarantine(
                  ON CONFLICT (job, key) DO UPDATE
                  SET sqlstate = excluded.sqlstate, message = excluded.message, at = clock_timestamp()",
             ),
-            &[
-                (&job, Type::TEXT),
-                (&key, Type::TEXT_ARRAY),
-                (&sqlstate, Type::TEXT),
-                (&message, Type::TEXT),
-            ],
+            &[(&job, Type::TEXT), (&key, Type::TEXT_ARRAY), (&sqlstate, Type::TEXT), (&message, Type::TEXT)],
         )
         .await?;
     Ok(())
 }
 
 /// How many rows of a job were set aside.
-pub async fn quarantined(
-    client: &impl GenericClient,
-    state: &State,
-    job: &str,
-) -> Result<i64, StateError> {
+pub async fn quarantined(client: &impl GenericClient, state: &State, job: &str) -> Result<i64, StateError> {
     let row = client
         .query_typed_one(
             &state.sql("SELECT count(*) FROM {s}.quarantine WHERE job = $1"),

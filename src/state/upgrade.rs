@@ -66,7 +66,11 @@ pub async fn upgrade(client: &mut Client, state: &State, actor: &Actor) -> Resul
     }
     apply(&transaction, state, from, actor).await.map_err(failed)?;
     transaction.commit().await.map_err(failed)?;
-    if from == LATEST_VERSION { Ok(Upgraded::Current(from)) } else { Ok(Upgraded::From(from, LATEST_VERSION)) }
+    if from == LATEST_VERSION {
+        Ok(Upgraded::Current(from))
+    } else {
+        Ok(Upgraded::From(from, LATEST_VERSION))
+    }
 }
 
 async fn apply(

@@ -203,16 +203,13 @@ pub async fn run(
     request: Request,
 ) -> Result<Outcome, BatchError> {
     let begun = Instant::now();
-    let gate = client
-        .simple_query(&plan.begin_sql(state, &claim.job))
-        .await
-        .map_err(BatchError::at(Step::Begin))?;
+    let gate =
+        client.simple_query(&plan.begin_sql(state, &claim.job)).await.map_err(BatchError::at(Step::Begin))?;
     if !passed(&gate) {
         return stop(client, Outcome::Held { job_state: None }).await;
     }
     // A statement of its own, after the gate: its snapshot sees what whoever closed the gate did.
-    let position =
-        slice::position(client, state, claim).await.map_err(BatchError::at_state(Step::Begin))?;
+    let position = slice::position(client, state, claim).await.map_err(BatchError::at_state(Step::Begin))?;
     let Some(position) = position else { return stop(client, Outcome::Lost).await };
     if position.finished {
         return stop(client, Outcome::AlreadyFinished(position.totals)).await;
@@ -240,10 +237,7 @@ pub async fn run(
         active: request.active_before + begun.elapsed(),
         lease: request.lease,
     };
-    if !slice::advance(client, state, claim, &advance)
-        .await
-        .map_err(BatchError::at_state(Step::Cursor))?
-    {
+    if !slice::advance(client, state, claim, &advance).await.map_err(BatchError::at_state(Step::Cursor))? {
         return stop(client, Outcome::Lost).await;
     }
     client.batch_execute("COMMIT").await.map_err(BatchError::at(Step::Commit))?;
@@ -339,9 +333,8 @@ async fn change_rows(
         client.batch_execute("SAVEPOINT row").await.map_err(BatchError::at(Step::Rows))?;
     }
     let range = Parameters::new(plan, &extent.start_key, &extent.last_key);
-    let updated = client
-        .execute_typed(&plan.keyset.update_sql(&plan.change, extent.start), &range.all())
-        .await;
+    let updated =
+        client.execute_typed(&plan.keyset.update_sql(&plan.change, extent.start), &range.all()).await;
     match updated {
         Ok(rows) => Ok((rows, None)),
         Err(error) if single && Failure::of(&error) == Failure::Data => {

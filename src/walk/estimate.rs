@@ -1,6 +1,6 @@
 //! How many rows there are, without counting them.
 
-use postgres_types::{Type, ToSql};
+use postgres_types::{ToSql, Type};
 use tokio_postgres::GenericClient;
 
 use super::keyset::{End, Keyset, Start};

@@ -13,7 +13,9 @@ use super::keyset::{KeyColumn, Keyset, Order, Table};
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The table has no index that can be walked.
-    #[error("table {table} has no usable key{reasons}: add a primary key or a unique index over NOT NULL columns (CREATE UNIQUE INDEX CONCURRENTLY)")]
+    #[error(
+        "table {table} has no usable key{reasons}: add a primary key or a unique index over NOT NULL columns (CREATE UNIQUE INDEX CONCURRENTLY)"
+    )]
     None {
         /// The table.
         table: String,
@@ -21,7 +23,9 @@ pub enum KeyError {
         reasons: String,
     },
     /// The key asked for is not the key of a usable index.
-    #[error("({wanted}) is not the key of a unique index of {table} that can be walked{reasons}; usable keys: {usable}")]
+    #[error(
+        "({wanted}) is not the key of a unique index of {table} that can be walked{reasons}; usable keys: {usable}"
+    )]
     Wanted {
         /// The columns asked for.
         wanted: String,
@@ -163,10 +167,7 @@ fn add_column(candidate: &mut Candidate, row: &tokio_postgres::Row) {
             .obstacle
             .get_or_insert_with(|| format!("column {} has an operator class of its own", column.name));
     }
-    if candidate
-        .columns
-        .first()
-        .is_some_and(|first| first.index_is_descending != column.index_is_descending)
+    if candidate.columns.first().is_some_and(|first| first.index_is_descending != column.index_is_descending)
     {
         candidate.obstacle.get_or_insert_with(|| "its columns run in different directions".to_owned());
     }

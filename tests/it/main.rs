@@ -1,5 +1,7 @@
 //! The promises of backfilld, each tested from outside: the real program on real PostgreSQL servers.
 
+#![allow(clippy::unwrap_used, reason = "a test that unwraps fails with the place and the error")]
+
 mod support;
 
 mod bad_input;
