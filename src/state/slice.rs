@@ -130,16 +130,7 @@ pub async fn claim(
                      WHERE j.state = 'running' AND s.finished_at IS NULL AND s.job <> ALL ($3)
                        AND (s.owner IS NULL
                             OR s.owner = $1
-                            OR s.lease_until < clock_timestamp()
-                            -- A killed daemon's session ends at once; its lease need not be waited for.
-                            OR EXISTS (SELECT FROM {s}.daemon d
-                                       WHERE d.name = s.owner AND d.session_started IS NOT NULL
-                                         AND NOT EXISTS (
-                                             SELECT FROM pg_stat_activity a
-                                             WHERE a.pid = d.session_pid
-                                               -- Hidden (NULL) from a role that may not see the session.
-                                               AND coalesce(a.backend_start, d.session_started)
-                                                   = d.session_started)))
+                            OR NOT {s}.is_held(s.owner, s.lease_until))
                      ORDER BY j.submitted_at, s.job, s.number
                      LIMIT 1 FOR UPDATE OF s SKIP LOCKED
                  ), claimed AS (

@@ -44,7 +44,11 @@ async fn wait_for_state(client: &Client, name: &str, state: &str) {
 }
 
 async fn leases(client: &Client) -> i64 {
-    client.query_one("SELECT count(*) FROM backfilld.slice WHERE owner IS NOT NULL", &[]).await.unwrap().get(0)
+    client
+        .query_one("SELECT count(*) FROM backfilld.slice WHERE owner IS NOT NULL", &[])
+        .await
+        .unwrap()
+        .get(0)
 }
 
 #[tokio::test]
@@ -59,10 +63,7 @@ async fn a_job_submitted_to_a_running_daemon_starts_within_a_second() {
     assert_eq!(backfilld(database.url(), &["submit", file.to_str().unwrap()]).code, 0);
     wait_for_state(&client, "a", "complete").await;
     let waited: f64 = client
-        .query_one(
-            "SELECT extract(epoch FROM started_at - submitted_at)::float8 FROM backfilld.job",
-            &[],
-        )
+        .query_one("SELECT extract(epoch FROM started_at - submitted_at)::float8 FROM backfilld.job", &[])
         .await
         .unwrap()
         .get(0);
@@ -107,6 +108,34 @@ async fn a_graceful_stop_hands_the_slices_back() {
     assert!(status.stdout.contains("no daemon works on it"), "{}", status.stdout);
 }
 
+#[tokio::test]
+async fn a_killed_daemon_is_not_shown_at_work() {
+    let database = Database::create().await;
+    let client = database.connect().await;
+    table(&database, &client, 10_000).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = job_file(folder.path(), "a.toml", &job("a", SLOW));
+    let mut daemon = Daemon::start(database.url(), &["--job", file.to_str().unwrap()]);
+    let working = async || {
+        client
+            .query_opt("SELECT workers, rows_per_second, eta_seconds FROM backfilld.status", &[])
+            .await
+            .unwrap()
+            .map(|row| (row.get::<_, i64>(0), row.get::<_, f64>(1), row.get::<_, Option<f64>>(2)))
+    };
+    until("a pace to be told", PATIENCE, async || {
+        let (workers, rate, eta) = working().await?;
+        (workers == 1 && rate > 0.0 && eta.is_some()).then_some(())
+    })
+    .await;
+    daemon.kill();
+    // Its lease runs for half a minute more; its session does not.
+    until("nobody to be shown at work", Duration::from_secs(10), async || {
+        (working().await == Some((0, 0.0, None))).then_some(())
+    })
+    .await;
+}
+
 /// A job with one batch that lasts as long as the test holds a lock.
 async fn stuck(database: &Database, client: &Client, folder: &std::path::Path) -> (Daemon, Client) {
     table(database, client, 10).await;
@@ -139,8 +168,7 @@ async fn a_stop_finishes_the_batch_in_flight() {
     daemon.wait_for_log("stopping", PATIENCE);
     blocker.batch_execute("ROLLBACK").await.unwrap();
     assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(0), "{}", daemon.log());
-    let done: i64 =
-        client.query_one("SELECT count(*) FROM items WHERE done", &[]).await.unwrap().get(0);
+    let done: i64 = client.query_one("SELECT count(*) FROM items WHERE done", &[]).await.unwrap().get(0);
     assert_eq!(done, 10);
     assert_eq!(leases(&client).await, 0);
 }
@@ -182,7 +210,10 @@ async fn a_locked_table_holds_up_its_job_and_no_other() {
     let database = Database::create().await;
     let client = database.connect().await;
     table(&database, &client, 10).await;
-    client.batch_execute("CREATE TABLE others AS SELECT * FROM items; ALTER TABLE others ADD PRIMARY KEY (id)").await.unwrap();
+    client
+        .batch_execute("CREATE TABLE others AS SELECT * FROM items; ALTER TABLE others ADD PRIMARY KEY (id)")
+        .await
+        .unwrap();
     let folder = tempfile::tempdir().unwrap();
     let locked = job_file(folder.path(), "a.toml", &job("a", ""));
     let free = job_file(folder.path(), "b.toml", &job("b", "").replace("'items'", "'others'"));

@@ -86,6 +86,20 @@ CREATE TABLE daemon (
     session_started timestamptz
 );
 
+-- Whether somebody works on a slice: its lease runs, and the server session that its owner
+-- registered is there. A killed daemon's session ends at once, so nobody waits for its lease.
+CREATE FUNCTION is_held(slice_owner text, lease_until timestamptz) RETURNS boolean
+    LANGUAGE sql SET search_path FROM CURRENT AS $$
+    SELECT coalesce(lease_until > clock_timestamp(), false)
+       AND NOT EXISTS (SELECT FROM daemon d
+                       WHERE d.name = slice_owner AND d.session_started IS NOT NULL
+                         AND NOT EXISTS (SELECT FROM pg_stat_activity a
+                                         WHERE a.pid = d.session_pid
+                                           -- Hidden (NULL) from a role that may not see the session.
+                                           AND coalesce(a.backend_start, d.session_started)
+                                               = d.session_started))
+$$;
+
 -- Wakes every daemon when a job is new or changes its state.
 CREATE FUNCTION wake_daemons() RETURNS trigger
     LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
@@ -104,12 +118,13 @@ WITH walked AS (
            sum(rows_quarantined)::bigint AS rows_quarantined,
            -- An estimate that was overtaken by the count is worth nothing more than the count.
            sum(greatest(estimated_rows, rows_scanned))::bigint AS estimated_rows,
-           sum(rows_per_second) FILTER (WHERE lease_until > clock_timestamp()) AS rows_per_second,
-           sum(active_seconds)                                       AS active_seconds,
-           count(*) FILTER (WHERE lease_until > clock_timestamp())   AS workers,
-           count(*)                                                  AS slices_total,
-           count(*) FILTER (WHERE finished_at IS NOT NULL)           AS slices_done
-    FROM slice GROUP BY job
+           sum(rows_per_second) FILTER (WHERE held)        AS rows_per_second,
+           sum(active_seconds)                             AS active_seconds,
+           count(*) FILTER (WHERE held)                    AS workers,
+           count(*)                                        AS slices_total,
+           count(*) FILTER (WHERE finished_at IS NOT NULL) AS slices_done
+    FROM (SELECT slice.*, owner IS NOT NULL AND is_held(owner, lease_until) AS held FROM slice) AS slice
+    GROUP BY job
 ), counted AS (
     SELECT j.*,
            coalesce(w.rows_scanned, 0)     AS rows_scanned,
@@ -140,7 +155,8 @@ SELECT name, state, spec ->> 'table' AS "table",
        workers, slices_total, slices_done,
        CASE WHEN (spec #>> '{limits,rows_per_second}')::numeric > 0
             THEN jsonb_build_object('zone', 'capped', 'signal', 'rows_per_second', 'reason',
-                     'limits.rows_per_second = ' || (spec #>> '{limits,rows_per_second}'))
+                     'limits.rows_per_second = '
+                     || trim_scale((spec #>> '{limits,rows_per_second}')::numeric))
             ELSE jsonb_build_object('zone', 'open', 'signal', NULL, 'reason', NULL)
        END AS throttle,
        submitted_at, started_at, finished_at, error
