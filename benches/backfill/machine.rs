@@ -20,7 +20,8 @@ pub(crate) async fn description(client: &Client, settings: &[(&str, &str)]) -> S
     format!(
         "- {cores} cores, {cpu}; {memory:.0} GiB of memory\n\
          - Linux {kernel}; the server's data on {disk}\n\
-         - PostgreSQL {version}, {settings}; every other setting at its default, so fsync and autovacuum on\n\
+         - PostgreSQL {version}, {settings}; locale C.UTF-8; \
+         what else bears on speed is at its default, so fsync and autovacuum on\n\
          - backfilld {program}, {day}\n",
         cores = std::thread::available_parallelism().expect("Linux tells how many"),
         cpu = cpu_model(),
@@ -62,7 +63,7 @@ fn disk(folder: &Path) -> String {
     let (major, minor) = ((device >> 8) & 0xfff, (device & 0xff) | ((device >> 12) & 0xf_ff00));
     let kind = match first_line(&format!("/sys/dev/block/{major}:{minor}/queue/rotational")).as_str() {
         "0" => "a disk that does not rotate",
-        "1" => "a rotating disk (or one that says so)",
+        "1" => "a disk that says it rotates",
         _ => "an unknown disk",
     };
     format!("{file_system}, {kind}")
