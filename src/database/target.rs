@@ -5,7 +5,9 @@ use std::fmt;
 use std::str::FromStr as _;
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
+use deadpool_postgres::{
+    Manager, ManagerConfig, Object, Pool, PoolError, QueueMode, RecyclingMethod, Runtime,
+};
 use futures_util::future::poll_fn;
 use tokio::sync::mpsc;
 use tokio_postgres::config::{Host, SslMode};
@@ -241,6 +243,8 @@ impl Database {
         );
         let pool = Pool::builder(manager)
             .max_size(pool_size)
+            // The connection that was used last is the one whose server process is warm.
+            .queue_mode(QueueMode::Lifo)
             .wait_timeout(Some(CONNECT_TIMEOUT))
             .create_timeout(Some(CONNECT_TIMEOUT))
             .recycle_timeout(Some(CONNECT_TIMEOUT))

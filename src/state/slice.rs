@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use postgres_types::Type;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{GenericClient, Transaction};
 
 use super::{Actor, State, StateError};
@@ -200,27 +201,35 @@ pub async fn position(
     }))
 }
 
-/// Moves the cursor, in the transaction that changed the rows. False when the claim's epoch is
-/// over: the transaction must be rolled back then.
+/// The SQLSTATE of an advance under an epoch that is over, raised by `require_lease`.
+const LEASE_LOST: SqlState = SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE;
+
+/// Moves the cursor, in the transaction that changed the rows. False when the claim's epoch is over:
+/// the statement has failed then, and with it the transaction, so that a COMMIT that was sent behind
+/// it commits nothing.
 pub async fn advance(
     client: &impl GenericClient,
     state: &State,
     claim: &Claim,
     advance: &Advance<'_>,
 ) -> Result<bool, StateError> {
-    let rows = client
-        .execute_typed(
+    let moved = client
+        .query_typed(
             &state.sql(
-                "UPDATE {s}.slice
-                 SET cursor_key = $4, batches = batches + 1, rows_scanned = rows_scanned + $5,
-                     rows_changed = rows_changed + $6, rows_quarantined = rows_quarantined + $7,
-                     rows_per_second = $8, active_seconds = active_seconds + $9,
-                     checkpoint_at = clock_timestamp(),
-                     finished_at = CASE WHEN $10 THEN clock_timestamp() END,
-                     owner = CASE WHEN $10 THEN NULL ELSE owner END,
-                     lease_until = CASE WHEN NOT $10
-                                        THEN clock_timestamp() + make_interval(secs => $11) END
-                 WHERE job = $1 AND number = $2 AND epoch = $3 AND owner IS NOT NULL",
+                "WITH moved AS (
+                     UPDATE {s}.slice
+                     SET cursor_key = $4, batches = batches + 1, rows_scanned = rows_scanned + $5,
+                         rows_changed = rows_changed + $6, rows_quarantined = rows_quarantined + $7,
+                         rows_per_second = $8, active_seconds = active_seconds + $9,
+                         checkpoint_at = clock_timestamp(),
+                         finished_at = CASE WHEN $10 THEN clock_timestamp() END,
+                         owner = CASE WHEN $10 THEN NULL ELSE owner END,
+                         lease_until = CASE WHEN NOT $10
+                                            THEN clock_timestamp() + make_interval(secs => $11) END
+                     WHERE job = $1 AND number = $2 AND epoch = $3 AND owner IS NOT NULL
+                     RETURNING job
+                 )
+                 SELECT {s}.require_lease((SELECT count(*) FROM moved))",
             ),
             &[
                 (&claim.job, Type::TEXT),
@@ -236,8 +245,12 @@ pub async fn advance(
                 (&advance.lease.as_secs_f64(), Type::FLOAT8),
             ],
         )
-        .await?;
-    Ok(rows == 1)
+        .await;
+    match moved {
+        Ok(_) => Ok(true),
+        Err(error) if error.code() == Some(&LEASE_LOST) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Sets a row aside that could not be changed, in the transaction that moves the cursor past it.

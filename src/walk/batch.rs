@@ -5,8 +5,7 @@
 //! read cursor, job state    (under our epoch)    -- the lease is gone? give up
 //! find the batch's last key (index, OFFSET n-1)
 //! UPDATE ... WHERE key in (cursor, last key]
-//! move the cursor           (under our epoch)    -- the lease is gone? roll back
-//! COMMIT
+//! move the cursor; COMMIT   (under our epoch)    -- the lease is gone? an error rolls it all back
 //! ```
 //!
 //! The cursor is read anew in every batch, so that nothing that happened since (a COMMIT whose
@@ -16,6 +15,7 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::future;
 use postgres_types::{ToSql, Type};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
@@ -237,10 +237,14 @@ pub async fn run(
         active: request.active_before + begun.elapsed(),
         lease: request.lease,
     };
-    if !slice::advance(client, state, claim, &advance).await.map_err(BatchError::at_state(Step::Cursor))? {
-        return stop(client, Outcome::Lost).await;
+    // Sent together too. An advance that finds the lease gone raises an error, and a COMMIT of a failed
+    // transaction is a rollback.
+    let (advanced, ended) =
+        future::join(slice::advance(client, state, claim, &advance), client.batch_execute("COMMIT")).await;
+    if !advanced.map_err(BatchError::at_state(Step::Cursor))? {
+        return Ok(Outcome::Lost);
     }
-    client.batch_execute("COMMIT").await.map_err(BatchError::at(Step::Commit))?;
+    ended.map_err(BatchError::at(Step::Commit))?;
     Ok(Outcome::Committed(Committed {
         before: position.totals,
         rows_scanned: extent.rows,

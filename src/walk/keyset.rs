@@ -190,11 +190,15 @@ impl Keyset {
 
     /// Finds the key at which the batch ends: the row `OFFSET` rows behind the first of the range. No
     /// row when the range holds fewer. The offset is the last parameter.
+    ///
+    /// The key is made into text outside the subquery: inside, it would be for every row passed over.
     #[must_use]
     pub fn bound_sql(&self, start: Start) -> String {
+        let columns: Vec<String> = self.columns.iter().map(|column| identifier(&column.name)).collect();
         format!(
-            "SELECT {key}\nFROM ONLY {table}\nWHERE {range}\nORDER BY {order}\nOFFSET ${offset}::bigint LIMIT 1",
+            "SELECT {key}\nFROM (SELECT {columns}\n      FROM ONLY {table}\n      WHERE {range}\n      ORDER BY {order}\n      OFFSET ${offset}::bigint LIMIT 1) bound",
             key = self.key_as_text(),
+            columns = columns.join(", "),
             table = self.table.sql(),
             range = self.range(start),
             order = self.order_by(self.order),
@@ -327,8 +331,9 @@ mod tests {
         let keyset = keyset(vec![column("id", "bigint")], Order::Ascending);
         assert_eq!(
             keyset.bound_sql(Start::After),
-            "SELECT ARRAY[\"id\"::text]\nFROM ONLY \"public\".\"users\"\n\
-             WHERE \"id\" > $1::bigint AND \"id\" <= $2::bigint\nORDER BY \"id\"\nOFFSET $3::bigint LIMIT 1"
+            "SELECT ARRAY[\"id\"::text]\nFROM (SELECT \"id\"\n      FROM ONLY \"public\".\"users\"\n      \
+             WHERE \"id\" > $1::bigint AND \"id\" <= $2::bigint\n      ORDER BY \"id\"\n      \
+             OFFSET $3::bigint LIMIT 1) bound"
         );
         let change = Change {
             set: vec![("email_normalized".to_owned(), "lower(email)".to_owned())],

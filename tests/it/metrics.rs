@@ -68,8 +68,7 @@ async fn the_metrics_agree_with_the_database() {
     ] {
         assert_eq!(value(&metrics, series), Some(expected), "{series}\n{metrics}");
     }
-    let batches: i64 =
-        client.query_one("SELECT batches FROM backfilld.slice", &[]).await.unwrap().get(0);
+    let batches: i64 = client.query_one("SELECT batches FROM backfilld.slice", &[]).await.unwrap().get(0);
     let counted = value(&metrics, "backfilld_batches_total{job=\"a\",outcome=\"committed\"}").unwrap();
     assert!((counted - batches as f64).abs() < f64::EPSILON, "{counted} of {batches}");
     let timed = value(&metrics, "backfilld_batch_duration_seconds_count{job=\"a\"}").unwrap();

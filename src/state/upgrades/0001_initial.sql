@@ -100,6 +100,14 @@ CREATE FUNCTION is_held(slice_owner text, lease_until timestamptz) RETURNS boole
                                                = d.session_started))
 $$;
 
+-- Fails the transaction of a batch that has moved no cursor: its slice has another owner.
+CREATE FUNCTION require_lease(slices_moved bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF slices_moved <> 1 THEN
+        RAISE 'the lease of the slice is gone' USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+END $$;
+
 -- Wakes every daemon when a job is new or changes its state.
 CREATE FUNCTION wake_daemons() RETURNS trigger
     LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
