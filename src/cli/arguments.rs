@@ -100,7 +100,7 @@ pub(super) struct Pause {
     #[arg(long)]
     pub(super) no_wait: bool,
     /// Resume by itself after this time, such as 30m
-    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
     pub(super) resume_after: Option<Duration>,
 }
 
@@ -117,7 +117,7 @@ pub(super) struct Wait {
     #[arg(value_name = "NAME")]
     pub(super) name: String,
     /// Give up after this time, such as 1h [default: never]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(super) timeout: Option<Duration>,
 }
 
@@ -139,4 +139,9 @@ pub(super) struct Completions {
     /// The shell
     #[arg(value_enum)]
     pub(super) shell: Shell,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| "not a duration with its unit, such as 30s, 30m or 1h".to_owned())
 }

@@ -7,6 +7,7 @@ use super::arguments::Events;
 use super::failure::Failure;
 use super::{Context, output};
 use crate::state::event::{self, Event};
+use crate::state::job;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// More than anybody writes between two looks.
@@ -16,8 +17,14 @@ pub(super) async fn run(context: &Context, command: &Events) -> Result<ExitCode,
     let client = context.connect_to_state().await?;
     let job = command.name.as_deref();
     let mut events = event::list(&client, &context.state, job, 0, command.limit).await?;
-    if events.is_empty() && !command.follow {
-        output::line("no events")?;
+    if events.is_empty() {
+        // Nothing has happened to a job that there is; anything else is a slip of the pen.
+        if let Some(job) = job {
+            job::load(&client, &context.state, job).await?;
+        }
+        if !command.follow {
+            output::line("no events")?;
+        }
     }
     let mut seen = 0;
     loop {

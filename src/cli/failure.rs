@@ -1,6 +1,7 @@
 //! How a command fails: a message for a person and an exit code for a script.
 
 use std::fmt::Display;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use crate::job::PreflightError;
@@ -35,8 +36,10 @@ impl Failure {
 
     /// Says it on standard error.
     pub(super) fn report(&self) -> ExitCode {
+        let mut errors = io::stderr().lock();
         for line in self.message.lines() {
-            eprintln!("backfilld: {line}");
+            // Nobody may be listening any more; the exit code still tells.
+            let _ = writeln!(errors, "backfilld: {line}");
         }
         ExitCode::from(self.code)
     }

@@ -28,12 +28,17 @@ pub enum TargetError {
         "database.url is not a PostgreSQL URL ({0}): write postgres://USER@HOST:PORT/DATABASE or 'host=... dbname=...'"
     )]
     Url(String),
+    /// A part of the URL has a character that ends it. What follows may be the rest of a password.
+    #[error(
+        "database.url has an @, / or ? where its user or password should be: percent-encode it there (%40, %2F, %3F)"
+    )]
+    NotEncoded,
     /// A libpq variable holds something else than it should.
     #[error("the environment variable {0} is not valid: {1}")]
     Variable(&'static str, String),
     /// TLS was asked for and is not there yet.
     #[error(
-        "sslmode=require is not supported by this version (backfilld {version}): use sslmode=disable or prefer over a trusted network, or a local proxy that speaks TLS",
+        "TLS (sslmode=require, verify-ca, verify-full) is not supported by this version (backfilld {version}): use sslmode=disable or prefer over a trusted network, or a local proxy that speaks TLS",
         version = env!("CARGO_PKG_VERSION")
     )]
     Tls,
@@ -86,7 +91,7 @@ impl Target {
     /// Reads a URL or a key=value string; without one, the variables of libpq.
     pub fn from_settings(url: Option<&str>) -> Result<Self, TargetError> {
         let mut config = match url {
-            Some(url) => Config::from_str(url).map_err(|error| TargetError::Url(describe(&error)))?,
+            Some(url) => parse(url)?,
             None => Config::new(),
         };
         fill_from_libpq_variables(&mut config, url.is_none())?;
@@ -148,11 +153,11 @@ impl Target {
             _ => "",
         };
         // A missing password is found by the client and has no SQLSTATE.
-        let missing_password = error.to_string().contains("password");
+        let missing_password = code.is_empty() && describe(error).contains("password");
         ConnectError::Refused {
             target: self.to_string(),
             reason: describe(error),
-            advice: if missing_password && code.is_empty() { ": give a password" } else { advice },
+            advice: if missing_password { ": give one in the URL or in PGPASSWORD" } else { advice },
             transient: !missing_password
                 && matches!(Failure::of(error), Failure::Connection | Failure::Resources),
         }
@@ -185,6 +190,22 @@ impl fmt::Debug for Target {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "Target({self})")
     }
+}
+
+fn parse(url: &str) -> Result<Config, TargetError> {
+    // Said before anything is parsed, so that no piece of a password is taken for a host, a
+    // database or an option, and repeated in a message.
+    if let Some((_, rest)) = url.split_once("://") {
+        let before_at = rest.rsplit_once('@').map(|(before, _)| before);
+        if before_at.is_some_and(|before| before.contains(['@', '/', '?', '#'])) {
+            return Err(TargetError::NotEncoded);
+        }
+    }
+    Config::from_str(url).map_err(|error| {
+        let told = describe(&error);
+        // The driver does not know verify-ca and verify-full, and so takes them for mistakes.
+        if told.contains("sslmode") { TargetError::Tls } else { TargetError::Url(told) }
+    })
 }
 
 /// Takes from the environment what the URL left open, as libpq does.
@@ -299,8 +320,25 @@ mod tests {
     }
 
     #[test]
+    fn a_password_that_is_not_encoded_is_not_taken_apart() {
+        for url in [
+            "postgres://app:x@hunter2@h/d",
+            "postgres://app:x/hunter2@h/d",
+            "postgres://app:x?hunter2=1@h/d",
+            "postgres://app:x@y?hunter2=z@h/d",
+        ] {
+            let error = Target::from_settings(Some(url)).unwrap_err();
+            assert!(matches!(error, TargetError::NotEncoded), "{url}: {error}");
+        }
+        assert!(Target::from_settings(Some("postgres://app:x%40y@h/d")).is_ok());
+    }
+
+    #[test]
     fn tls_is_refused_by_name_rather_than_ignored() {
-        let error = Target::from_settings(Some("postgres://db/shop?sslmode=require")).unwrap_err();
-        assert!(matches!(error, TargetError::Tls));
+        for mode in ["require", "verify-ca", "verify-full"] {
+            let error =
+                Target::from_settings(Some(&format!("postgres://db/shop?sslmode={mode}"))).unwrap_err();
+            assert!(matches!(error, TargetError::Tls), "{mode}: {error}");
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::known_keys::Source;
 use super::spec::{KNOWN_KEYS, Spec};
 
 /// A job file that cannot be used. Every message names the file.
@@ -61,13 +62,9 @@ impl Job {
         };
         let table: toml::Table = toml::from_str(&text).map_err(parse)?;
         let invalid = |problems| JobFileError::Invalid { path: path.to_owned(), problems };
-        let mut problems = KNOWN_KEYS.check(&table);
-        if !["update", "delete", "copy", "move", "statement"].iter().any(|key| table.contains_key(*key)) {
-            problems.push(
-                "no operation: add a section [update] with set = { column = \"SQL expression\" } and where"
-                    .to_owned(),
-            );
-        }
+        let mut problems = KNOWN_KEYS.check(&table, Source::File);
+        let misspelt = problems.iter().any(|problem| problem.starts_with("unknown key"));
+        problems.extend(missing(&table).into_iter().filter(|_| !misspelt));
         if !problems.is_empty() {
             return Err(invalid(problems));
         }
@@ -79,6 +76,28 @@ impl Job {
         }
         Ok(Self { path: path.to_owned(), spec })
     }
+}
+
+/// What every job file must say.
+fn missing(table: &toml::Table) -> Vec<String> {
+    let mut missing = Vec::new();
+    if !table.contains_key("name") {
+        missing.push("name is missing: write name = \"users-email-normalized\"".to_owned());
+    }
+    if !table.contains_key("table") {
+        missing.push("table is missing: write table = \"public.users\"".to_owned());
+    }
+    let operations = ["update", "delete", "copy", "move", "statement"];
+    let set = || table.get("update").and_then(|update| update.get("set"));
+    if !operations.iter().any(|key| table.contains_key(*key)) {
+        missing.push(
+            "no operation: add a section [update] with set = { column = \"SQL expression\" } and where"
+                .to_owned(),
+        );
+    } else if table.contains_key("update") && set().is_none() {
+        missing.push("update.set is missing: write set = { column = \"SQL expression\" }".to_owned());
+    }
+    missing
 }
 
 impl Spec {
@@ -175,11 +194,20 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_type_is_told_with_its_line() {
-        let told = problems_of(&format!("{GOOD}[batch]\ntarget_duration = 50\n"));
-        assert!(told.contains("line 6") && told.contains("a duration in quotes"), "{told}");
-        let told = problems_of(&format!("{GOOD}[walk]\nfrom = [1000]\n"));
-        assert!(told.contains("line 6") && told.contains("expected a string"), "{told}");
+    fn a_wrong_type_is_told_in_words() {
+        for (text, told) in [
+            ("[batch]\ntarget_duration = 50", "batch.target_duration must be a duration with its unit"),
+            ("[batch]\nmin_rows = -1", "batch.min_rows must be a whole number, 0 or more"),
+            ("[walk]\nfrom = [1000]", "walk.from must be a list of texts"),
+            ("[walk]\norder = 'up'", "walk.order must be one of \"ascending\", \"descending\""),
+        ] {
+            let problem = problems_of(&format!("{GOOD}{text}\n"));
+            assert!(problem.contains(told), "{text}: {problem}");
+        }
+        let told = problems_of("name='a'\ntable='t'\nupdate = 5\n");
+        assert!(told.contains("update is a section, not a key"), "{told}");
+        let told = problems_of("name='a'\ntable='t'\n[update]\nset = { x = 1 }\n");
+        assert!(told.contains("update.set.x must be"), "{told}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::duration::Written;
-use super::known_keys::{KnownKeys, NotYet, Section};
+use super::known_keys::{FreeTable, Kind, KnownKeys, NotYet, Section};
 use crate::walk::keyset::Order;
 use crate::walk::sizer;
 
@@ -18,21 +18,40 @@ const NO_FINISH: &str = "enforce constraints by a migration once the job is comp
 /// The keys of a job file.
 pub const KNOWN_KEYS: KnownKeys = KnownKeys {
     sections: &[
-        Section { path: "", keys: &["name", "table", "hold_before"] },
-        Section { path: "update", keys: &["where"] },
-        Section { path: "walk", keys: &["key", "order", "from", "to", "workers", "sweeps"] },
+        Section {
+            path: "",
+            keys: &[("name", Kind::Text), ("table", Kind::Text), ("hold_before", Kind::Texts)],
+        },
+        Section { path: "update", keys: &[("where", Kind::Text)] },
+        Section {
+            path: "walk",
+            keys: &[
+                ("key", Kind::Texts),
+                ("order", Kind::Choice(&["ascending", "descending"])),
+                ("from", Kind::Texts),
+                ("to", Kind::Texts),
+                ("workers", Kind::Whole),
+                ("sweeps", Kind::Whole),
+            ],
+        },
         Section {
             path: "batch",
-            keys: &["target_duration", "initial_rows", "min_rows", "max_rows", "synchronous_commit"],
+            keys: &[
+                ("target_duration", Kind::Duration),
+                ("initial_rows", Kind::Whole),
+                ("min_rows", Kind::Whole),
+                ("max_rows", Kind::Whole),
+                ("synchronous_commit", Kind::Choice(&["off", "local", "remote_write", "on", "remote_apply"])),
+            ],
         },
         Section {
             path: "limits",
             keys: &[
-                "rows_per_second",
-                "lock_timeout",
-                "statement_timeout",
-                "max_retries",
-                "max_quarantined_rows",
+                ("rows_per_second", Kind::Number),
+                ("lock_timeout", Kind::Duration),
+                ("statement_timeout", Kind::Duration),
+                ("max_retries", Kind::Whole),
+                ("max_quarantined_rows", Kind::Whole),
             ],
         },
     ],
@@ -46,7 +65,7 @@ pub const KNOWN_KEYS: KnownKeys = KnownKeys {
         NotYet { path: "throttle", advice: "set limits.rows_per_second" },
         NotYet { path: "sync", advice: "let the application write the column for new rows" },
     ],
-    free: &["update.set"],
+    free: &[FreeTable { path: "update.set", expected: "\"SQL expression\", a text in quotes" }],
 };
 
 /// A job.

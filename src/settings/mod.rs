@@ -14,6 +14,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 use crate::database::{Target, TargetError};
+use crate::job::known_keys::Source;
 use keys::KNOWN_KEYS;
 
 /// Read when it exists and no other file is named.
@@ -243,9 +244,9 @@ impl Settings {
             Environment::with_prefix(ENVIRONMENT_PREFIX)
                 .prefix_separator("__")
                 .separator("__")
-                .source(Some(ours.into_iter().collect())),
+                .source(Some(ours.clone().into_iter().collect())),
         );
-        if let Some(url) = &overrides.database_url {
+        if let Some(url) = overrides.database_url.as_ref().filter(|url| !url.trim().is_empty()) {
             builder = builder
                 .set_override("database.url", url.as_str())
                 .map_err(|error| SettingsError::Value(error.to_string()))?;
@@ -255,12 +256,16 @@ impl Settings {
             .build()
             .and_then(Config::try_deserialize)
             .map_err(|error| SettingsError::Value(format!("{source}: {error}")))?;
+        settings.database.url = settings.database.url.filter(|url| !url.expose_secret().trim().is_empty());
         if settings.database.url.is_none()
             && let Some(url) = environment.get("DATABASE_URL").filter(|url| !url.is_empty())
         {
             settings.database.url = Some(SecretString::from(url.clone()));
         }
-        settings.validate(&source)?;
+        settings.validate(|key| {
+            let name = variable(key);
+            if ours.contains_key(&name) { name } else { source.clone() }
+        })?;
         Ok(settings)
     }
 
@@ -269,11 +274,14 @@ impl Settings {
         Ok(Target::from_settings(self.database.url.as_ref().map(SecretString::expose_secret))?)
     }
 
-    fn validate(&self, source: &str) -> Result<(), SettingsError> {
+    /// Checks what one key's value cannot tell. `source_of` names where a key was set.
+    fn validate(&self, source_of: impl Fn(&str) -> String) -> Result<(), SettingsError> {
         let mut problems = Vec::new();
+        // Every message begins with its key.
         let mut wrong = |condition: bool, message: &str| {
             if condition {
-                problems.push(format!("{source}: {message}"));
+                let key = message.split(' ').next().unwrap_or_default();
+                problems.push(format!("{}: {message}", source_of(key)));
             }
         };
         // The supervisor, a start and the workers each hold one at times.
@@ -306,7 +314,7 @@ fn read_checked(path: &Path) -> Result<String, SettingsError> {
     let table: toml::Table = toml::from_str(&text)
         .map_err(|error| SettingsError::Parse { path: path.to_owned(), message: without_secrets(&error) })?;
     let problems: Vec<String> = KNOWN_KEYS
-        .check(&table)
+        .check(&table, Source::File)
         .into_iter()
         .map(|problem| format!("{}: {problem}", path.display()))
         .collect();
@@ -319,19 +327,25 @@ fn without_secrets(error: &toml::de::Error) -> String {
     format!("{place}: {}", error.message())
 }
 
-/// Every variable with our prefix must name a key.
+/// Every variable with our prefix must name a key and have a value that fits it.
 fn check_environment(ours: &BTreeMap<String, String>) -> Result<(), SettingsError> {
     let mut problems = Vec::new();
-    for name in ours.keys() {
+    for (name, text) in ours {
         let path: Vec<String> = name.split("__").skip(1).map(str::to_ascii_lowercase).collect();
-        let mut value = toml::Value::String(String::new());
+        let mut value = toml::Value::String(text.clone());
         for key in path.into_iter().rev() {
             value = toml::Value::Table(toml::Table::from_iter([(key, value)]));
         }
         let toml::Value::Table(table) = value else { continue };
-        problems.extend(KNOWN_KEYS.check(&table).into_iter().map(|problem| format!("{name}: {problem}")));
+        let found = KNOWN_KEYS.check(&table, Source::Environment);
+        problems.extend(found.into_iter().map(|problem| format!("{name}: {problem}")));
     }
     if problems.is_empty() { Ok(()) } else { Err(SettingsError::Invalid(problems)) }
+}
+
+/// The environment variable that sets a key.
+fn variable(key: &str) -> String {
+    format!("{ENVIRONMENT_PREFIX}__{}", key.replace('.', "__").to_ascii_uppercase())
 }
 
 #[cfg(test)]
@@ -386,12 +400,18 @@ mod tests {
 
     #[test]
     fn a_wrong_value_is_told_with_its_key() {
-        let told = load("[daemon]\nmax_running_jobs = 'many'\n", &[]).unwrap_err();
-        assert!(told.contains("backfilld.toml") && told.contains("max_running_jobs"), "{told}");
+        assert_eq!(
+            load("[daemon]\nmax_running_jobs = 'many'\n", &[]).unwrap_err(),
+            "backfilld.toml: daemon.max_running_jobs must be a whole number, 0 or more"
+        );
         let told = load("", &[("BACKFILLD__DAEMON__LEASE", "soon")]).unwrap_err();
-        assert!(told.contains("lease"), "{told}");
-        let told = load("[log]\nformat = 'xml'\n", &[]).unwrap_err();
-        assert!(told.contains("log.format") || told.contains("xml"), "{told}");
+        assert!(told.starts_with("BACKFILLD__DAEMON__LEASE: daemon.lease must be a duration"), "{told}");
+        let told = load("", &[("BACKFILLD__DAEMON__LEASE", "1ms")]).unwrap_err();
+        assert!(told.starts_with("BACKFILLD__DAEMON__LEASE: daemon.lease must be from"), "{told}");
+        assert_eq!(
+            load("[log]\nformat = 'xml'\n", &[]).unwrap_err(),
+            "backfilld.toml: log.format must be one of \"text\", \"json\""
+        );
     }
 
     #[test]

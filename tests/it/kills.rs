@@ -6,7 +6,8 @@ use tokio_postgres::Client;
 
 use super::support::daemon::{Daemon, backfilld};
 use super::support::database::Database;
-use super::support::server::Server;
+use super::support::proxy::Proxy;
+use super::support::server::{Server, shared};
 use super::support::{job_file, until};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -178,4 +179,60 @@ async fn a_connection_that_is_cut_in_the_middle_of_a_batch_is_made_again() {
     }
     assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(0), "{}", daemon.log());
     assert_eq!(counts(&client).await, (30_000, 30_000, 30_000));
+}
+
+#[tokio::test]
+async fn a_commit_that_is_carried_out_after_its_connection_broke_counts_once() {
+    const ROWS: i64 = 500;
+    let database = Database::create().await;
+    let client = database.connect().await;
+    counted_table(&database, &client, ROWS).await;
+    let proxy = Proxy::start(shared().port());
+    let folder = tempfile::tempdir().unwrap();
+    let text =
+        counted_job(0).replace("[limits]", "[limits]\nlock_timeout = '60s'\nstatement_timeout = '60s'");
+    let job = job_file(folder.path(), "counted.toml", &text);
+    assert_eq!(backfilld(database.url(), &["submit", job.to_str().unwrap()]).code, 0);
+
+    // The first batch changes its rows, and its COMMIT waits behind the cursor, which we hold.
+    let holder = database.connect().await;
+    let mut daemon = Daemon::start(&proxy.url(database.name()), &[]);
+    until("the slice to be claimed, and held by us", PATIENCE, async || {
+        holder.batch_execute("BEGIN").await.unwrap();
+        let held = holder
+            .query_opt("SELECT FROM backfilld.slice WHERE owner IS NOT NULL AND batches = 0 FOR UPDATE", &[])
+            .await
+            .unwrap();
+        if held.is_none() {
+            holder.batch_execute("ROLLBACK").await.unwrap();
+        }
+        held
+    })
+    .await;
+    let waiting = async |what: &str| {
+        until(what, PATIENCE, async || {
+            client
+                .query_opt(
+                    "SELECT FROM pg_stat_activity WHERE datname = current_database()
+                       AND wait_event_type = 'Lock' AND query LIKE $1",
+                    &[&what],
+                )
+                .await
+                .unwrap()
+        })
+        .await;
+    };
+    waiting("%UPDATE \"backfilld\".slice%").await;
+    let server_ends = proxy.cut_clients();
+    // The daemon tries again: it reads the old cursor and waits for the rows of the first try.
+    waiting("UPDATE ONLY%").await;
+    holder.batch_execute("COMMIT").await.unwrap();
+
+    until("the job to end", PATIENCE, async || {
+        client.query_opt("SELECT FROM backfilld.job WHERE state = 'complete'", &[]).await.unwrap()
+    })
+    .await;
+    assert_eq!(counts(&client).await, (ROWS, ROWS, ROWS), "{}", daemon.log());
+    drop(server_ends);
+    assert!(daemon.stop().success());
 }

@@ -37,7 +37,7 @@ async fn state(client: &Client, url: &str) -> (Value, Vec<(Vec<String>, String, 
     let told = backfilld(url, &["status", "--json", "q"]);
     let status: Value = serde_json::from_str(&told.stdout).unwrap();
     let rows = client
-        .query("SELECT key, sqlstate, message FROM backfilld.quarantine WHERE job = 'q' ORDER BY key[1]::integer", &[])
+        .query("SELECT key, sqlstate, message FROM backfilld.quarantine WHERE job = 'q' ORDER BY length(key[1]), key[1]", &[])
         .await
         .unwrap();
     (status[0].clone(), rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
@@ -227,6 +227,21 @@ async fn a_key_of_two_columns() {
     assert_eq!(outcome.status["rows_changed"], 49);
     assert_eq!(outcome.quarantine.len(), 1);
     assert_eq!(outcome.quarantine[0].0, ["3", "it's \\ {33}"]);
+}
+
+/// As text a key can be longer than an index takes.
+#[tokio::test]
+async fn a_long_key() {
+    let outcome = outcome(
+        "CREATE TABLE t (id bytea PRIMARY KEY, divisor integer, filled integer);
+         INSERT INTO t SELECT string_agg(decode(md5(n::text), 'hex'), ''), 0, NULL FROM generate_series(1, 160) n;
+         INSERT INTO t VALUES ('short', 1, NULL)",
+        8,
+        "set = { filled = '1 / divisor' }",
+    )
+    .await;
+    assert_eq!(outcome.run.code, 0, "{}", outcome.run.stderr);
+    assert_eq!((outcome.quarantine.len(), &outcome.status["rows_changed"]), (1, &Value::from(1)));
 }
 
 #[tokio::test]
