@@ -30,8 +30,10 @@ pub(super) async fn resume(context: &Context, name: &str) -> Result<ExitCode, Fa
 }
 
 pub(super) async fn cancel(context: &Context, name: &str) -> Result<ExitCode, Failure> {
-    let client = context.connect_to_state().await?;
+    let mut client = context.connect_to_state().await?;
     let changed = job::cancel(&client, &context.state, name, &context.actor).await?;
+    // A migration that follows must not meet a last batch.
+    job::quiesce(&mut client, &context.state, name).await?;
     tell(name, &changed, "is cancelled; what it has changed stays changed")
 }
 

@@ -1,5 +1,6 @@
 //! `backfilld events [NAME] [--follow]`
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ use crate::state::job;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// More than anybody writes between two looks.
 const FOLLOW_LIMIT: i64 = 10_000;
+/// More ids than transactions that write events are open at once.
+const OVERLAP: i64 = 100;
 
 pub(super) async fn run(context: &Context, command: &Events) -> Result<ExitCode, Failure> {
     let client = context.connect_to_state().await?;
@@ -26,17 +29,20 @@ pub(super) async fn run(context: &Context, command: &Events) -> Result<ExitCode,
             output::line("no events")?;
         }
     }
-    let mut seen = 0;
+    let mut shown = BTreeSet::new();
     loop {
-        for event in &events {
+        for event in events.iter().filter(|event| !shown.contains(&event.id)) {
             output::line(written(event))?;
-            seen = event.id;
         }
+        shown.extend(events.iter().map(|event| event.id));
         if !command.follow {
             return Ok(ExitCode::SUCCESS);
         }
         tokio::time::sleep(LOOK_EVERY).await;
-        events = event::list(&client, &context.state, job, seen, FOLLOW_LIMIT).await?;
+        // An event may be committed after one with a higher id: look a little back.
+        let after = shown.last().map_or(0, |last| last - OVERLAP);
+        shown.retain(|id| *id > after);
+        events = event::list(&client, &context.state, job, after, FOLLOW_LIMIT).await?;
     }
 }
 

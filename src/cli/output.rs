@@ -31,6 +31,11 @@ pub(super) fn count(number: i64) -> String {
     if number < 0 { format!("-{text}") } else { text }
 }
 
+/// Cut off, never rounded up: 100 % is said of a complete job only.
+pub(super) fn percent(progress: f64) -> String {
+    format!("{:.1} %", (progress * 1000.0).floor() / 10.0)
+}
+
 /// A number of seconds, for reading: `2m 5s`. The fraction is dropped.
 pub(super) fn seconds(seconds: f64) -> String {
     // `as` saturates.

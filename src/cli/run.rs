@@ -12,21 +12,39 @@ use super::arguments::Run;
 use super::failure::{Failure, NOT_COMPLETE};
 use super::{Context, submit};
 use crate::daemon::{self, DaemonError, Ending, Options};
+use crate::http;
+use crate::job::file::job_files;
 use crate::job::submission;
 use crate::settings::{LogFormat, LogLevel, LogSettings};
 use crate::state::{self, Upgraded};
 
 pub(super) async fn run(context: Context, command: Run) -> Result<ExitCode, Failure> {
-    let jobs = submit::read(&command.jobs)?;
+    let mut files = command.jobs;
+    if let Some(directory) = &context.settings.jobs.directory {
+        let found = job_files(directory).map_err(|error| {
+            Failure::usage(format!(
+                "jobs.directory = {}: {error}: create it, or take the key out",
+                directory.display()
+            ))
+        })?;
+        // Who waits for the end of all jobs wants to hear of one that cannot even begin.
+        if command.until_idle {
+            files.extend(found);
+        }
+    }
+    let jobs = submit::read(&files)?;
     let set_log_level = start_log(&context.settings.log)?;
 
+    // Everything that can be refused is, before anything is changed.
     let mut client = context.connect().await?;
+    submit::examine_all(&client, &context, &jobs, false).await?;
+    let listener = http::Listener::bind(context.settings.http.listen).await.map_err(Failure::runtime)?;
     if let Upgraded::From(from, to) = state::upgrade(&mut client, &context.state, &context.actor).await? {
         tracing::info!(schema = context.state.schema(), from, to, "state schema upgraded");
     }
     let mut own_jobs = Vec::new();
     for job in &jobs {
-        let submitted = submission::submit(&mut client, &context.state, &job.spec, false, &context.actor)
+        let submitted = submission::register(&mut client, &context.state, &job.spec, false, &context.actor)
             .await
             .map_err(|error| Failure::submission(&job.path, &error))?;
         tracing::info!(job = %job.spec.name, "job {}", submit::told(&submitted));
@@ -41,9 +59,10 @@ pub(super) async fn run(context: Context, command: Run) -> Result<ExitCode, Fail
         own_jobs,
         set_log_level,
     };
-    match daemon::run(client, options).await {
+    match daemon::run(client, listener, options).await {
         Ok(Ending::Stopped | Ending::Idle) => Ok(ExitCode::SUCCESS),
         Ok(Ending::GraceOver) => Ok(ExitCode::FAILURE),
+        Ok(Ending::Broken(reason)) => Err(Failure::runtime(reason)),
         Ok(Ending::IdleWithFailures(jobs)) => {
             let names = jobs.join(", ");
             tracing::error!(

@@ -52,7 +52,7 @@ fn table(jobs: &[Status]) -> Table {
         table.add_row([
             job.name.clone(),
             job.state.clone(),
-            percent(job.progress),
+            output::percent(job.progress),
             output::count(job.rows_changed),
             scanned(job),
             output::count(job.rows_per_second.round() as i64),
@@ -66,11 +66,6 @@ fn table(jobs: &[Status]) -> Table {
         }
     }
     table
-}
-
-/// Cut off, never rounded up: 100 % is said of a complete job only.
-fn percent(progress: f64) -> String {
-    format!("{:.1} %", (progress * 1000.0).floor() / 10.0)
 }
 
 fn scanned(job: &Status) -> String {
@@ -191,7 +186,7 @@ impl Screen {
 
 /// A job in one line, without its name.
 fn told(job: &Status) -> String {
-    let mut parts = vec![percent(job.progress), job.state.clone()];
+    let mut parts = vec![output::percent(job.progress), job.state.clone()];
     parts.push(format!("{} rows changed", output::count(job.rows_changed)));
     if job.state == "running" {
         parts.push(format!("{}/s", output::count(job.rows_per_second.round() as i64)));

@@ -3,26 +3,44 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use tokio_postgres::Client;
+
 use super::arguments::Submit;
 use super::failure::Failure;
 use super::{Context, output};
 use crate::job::{Job, submission};
-use crate::state::job::Submitted;
+use crate::state::submission::Submitted;
 
 pub(super) async fn run(context: &Context, command: &Submit) -> Result<ExitCode, Failure> {
     let jobs = read(&command.files)?;
     let mut client = context.connect_to_state().await?;
+    examine_all(&client, context, &jobs, command.replace).await?;
     let mut failures = Vec::new();
     for job in &jobs {
         let name = &job.spec.name;
-        match submission::submit(&mut client, &context.state, &job.spec, command.replace, &context.actor)
-            .await
-        {
+        let (state, actor) = (&context.state, &context.actor);
+        match submission::register(&mut client, state, &job.spec, command.replace, actor).await {
             Ok(submitted) => output::line(format!("job {name} {}", told(&submitted)))?,
             Err(error) => failures.push(Failure::submission(&job.path, &error)),
         }
     }
     last_after_reporting_all(failures)
+}
+
+/// Examines all jobs before the first is submitted; reports every one that cannot run.
+pub(super) async fn examine_all(
+    client: &Client,
+    context: &Context,
+    jobs: &[Job],
+    replace: bool,
+) -> Result<(), Failure> {
+    let mut failures = Vec::new();
+    for job in jobs {
+        if let Err(error) = submission::examine(client, &context.state, &job.spec, replace).await {
+            failures.push(Failure::submission(&job.path, &error));
+        }
+    }
+    last_after_reporting_all(failures).map(drop)
 }
 
 /// Reads all job files; reports every one that is wrong, not the first only.
@@ -42,7 +60,10 @@ pub(super) fn told(submitted: &Submitted) -> String {
     match submitted {
         Submitted::New => "submitted".to_owned(),
         Submitted::Unchanged => "is already known with this spec: nothing to do".to_owned(),
-        Submitted::Retuned => "changed: it goes on from its cursor".to_owned(),
+        Submitted::Retuned { state } if matches!(state.as_str(), "complete" | "failed" | "cancelled") => {
+            format!("changed; it is {state} and stays so")
+        }
+        Submitted::Retuned { .. } => "changed: it goes on from its cursor".to_owned(),
         Submitted::Restarted { rows_forgotten: 0 } => "replaced".to_owned(),
         Submitted::Restarted { rows_forgotten } => format!(
             "replaced: it starts again from the first row ({} rows had been scanned)",

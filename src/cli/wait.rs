@@ -12,6 +12,8 @@ use crate::state::StateError;
 use crate::state::status::{self, Status};
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long an answer may take.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a database that has gone away in the middle may stay away when no timeout says otherwise.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -21,7 +23,13 @@ pub(super) async fn run(context: &Context, command: &Wait) -> Result<ExitCode, F
     let mut last: Option<Status> = None;
     let mut reached = Instant::now();
     loop {
-        match look(context, &mut client, &command.name).await {
+        let looked = tokio::time::timeout(LOOK_TIMEOUT, look(context, &mut client, &command.name)).await;
+        let looked = looked.unwrap_or_else(|_| {
+            Err(Gone::ForNow(Failure::runtime(format!(
+                "the database did not answer within {LOOK_TIMEOUT:?}"
+            ))))
+        });
+        match looked {
             Ok(status) => {
                 reached = Instant::now();
                 if let Some(ended) = told(&status) {
@@ -36,7 +44,7 @@ pub(super) async fn run(context: &Context, command: &Wait) -> Result<ExitCode, F
         }
         if command.timeout.is_some_and(|timeout| begun.elapsed() >= timeout) {
             let how = last.map_or("not reached".to_owned(), |status| {
-                format!("{}, {:.1} % done", status.state, status.progress * 100.0)
+                format!("{}, {} done", status.state, output::percent(status.progress))
             });
             let waited = humantime::format_duration(command.timeout.unwrap_or_default());
             return Err(Failure::not_complete(format!(
@@ -72,8 +80,15 @@ fn told(status: &Status) -> Option<Result<ExitCode, Failure>> {
     let name = &status.name;
     match status.state.as_str() {
         "complete" => {
+            let quarantined = match status.rows_quarantined {
+                0 => String::new(),
+                rows => format!(
+                    "; {} could not be changed and are in quarantine (table quarantine)",
+                    output::count(rows)
+                ),
+            };
             let text = format!(
-                "job {name} is complete: {} rows changed of {} scanned",
+                "job {name} is complete: {} rows changed of {} scanned{quarantined}",
                 output::count(status.rows_changed),
                 output::count(status.rows_scanned)
             );

@@ -1,16 +1,18 @@
 //! Job files in `jobs.directory`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tokio_postgres::Client;
 
+use crate::job::file::job_files;
+use crate::job::submission::SubmitError;
 use crate::job::{Job, submission};
-use crate::state::job::Submitted;
+use crate::state::submission::Submitted;
 use crate::state::{Actor, State};
 
 /// Submits every job file of the directory. A file that cannot be used is reported and left out.
 pub(super) async fn submit_all(client: &mut Client, state: &State, directory: &Path, actor: &Actor) {
-    let files = match files(directory) {
+    let files = match job_files(directory) {
         Ok(files) => files,
         Err(error) => {
             tracing::error!(directory = %directory.display(), %error, "cannot read jobs.directory");
@@ -25,7 +27,7 @@ pub(super) async fn submit_all(client: &mut Client, state: &State, directory: &P
                 continue;
             }
         };
-        match submission::submit(client, state, &job.spec, false, actor).await {
+        match submit(client, state, &job, actor).await {
             Ok(Submitted::Unchanged) => {}
             Ok(_) => tracing::info!(job = %job.spec.name, file = %path.display(), "job submitted"),
             Err(error) => tracing::error!(file = %path.display(), %error, "job file not submitted"),
@@ -33,14 +35,12 @@ pub(super) async fn submit_all(client: &mut Client, state: &State, directory: &P
     }
 }
 
-fn files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "toml") {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
+async fn submit(
+    client: &mut Client,
+    state: &State,
+    job: &Job,
+    actor: &Actor,
+) -> Result<Submitted, SubmitError> {
+    submission::examine(client, state, &job.spec, false).await?;
+    submission::register(client, state, &job.spec, false, actor).await
 }

@@ -82,8 +82,12 @@ pub(super) fn committed(job: &str, rows: u64, execution: Duration) {
 }
 
 /// A batch that failed.
-pub(super) fn failed(job: &str, failure: Failure) {
+pub(super) fn failed(job: &str) {
     counter!("backfilld_batches_total", "job" => job.to_owned(), "outcome" => "failed").increment(1);
+}
+
+/// A batch that is tried again.
+pub(super) fn retried(job: &str, failure: Failure) {
     counter!("backfilld_retries_total", "job" => job.to_owned(), "reason" => failure.name()).increment(1);
 }
 

@@ -18,6 +18,7 @@ mod supervisor;
 mod worker;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_postgres::Client;
@@ -25,7 +26,7 @@ use tokio_postgres::Client;
 pub use supervisor::Ending;
 
 use crate::database::{ConnectError, Database};
-use crate::http::{self, Health, ListenError};
+use crate::http::{self, Health};
 use crate::settings::{LogLevel, Overrides, Settings, SettingsError};
 use crate::state::{Actor, State, StateError, daemon, event};
 
@@ -38,12 +39,14 @@ pub enum DaemonError {
     /// The state schema is not usable.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The HTTP address is taken.
-    #[error(transparent)]
-    Listen(#[from] ListenError),
     /// The configuration is not usable.
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    /// Another daemon of the same name lives.
+    #[error(
+        "a daemon named \"{0}\" is already at work on this database: stop it, or set another daemon.name"
+    )]
+    Namesake(String),
     /// The operating system refused signal handlers or the metrics recorder was set twice.
     #[error("cannot start: {0}")]
     Setup(String),
@@ -67,24 +70,45 @@ pub struct Options {
 
 /// Runs until it is told to stop or, with `until_idle`, until nothing is left to do. `client` is a
 /// connection to the database whose state schema is current.
-pub async fn run(mut client: Client, options: Options) -> Result<Ending, DaemonError> {
+pub async fn run(
+    mut client: Client,
+    listener: http::Listener,
+    options: Options,
+) -> Result<Ending, DaemonError> {
     let signals = signals::listen().map_err(|error| DaemonError::Setup(error.to_string()))?;
     let recorder = metrics::install().map_err(DaemonError::Setup)?;
     let (health, health_told) = watch::channel(Health::Ready);
-    let address = http::serve(options.settings.http.listen, recorder.clone(), health_told).await?;
+    let address = listener.address();
+    listener.serve(recorder.clone(), health_told);
 
     let settings = &options.settings;
     let database = Database::new(settings.target()?, settings.database.pool_size);
     let state = State::new(&settings.state.schema);
     let name = settings.daemon.name();
     let actor = Actor(format!("daemon {name}"));
-    daemon::register(&mut client, &state, &name, None).await?;
+    await_namesake(&client, &state, &name).await?;
+    let started_at = daemon::register(&mut client, &state, &name).await?;
     let told = format!("backfilld {} listens on {address}", env!("CARGO_PKG_VERSION"));
     event::record(&client, &state, None, "daemon started", &actor, &told).await?;
     tracing::info!(daemon = %name, target = %database.target(), http = %address, "started");
     drop(client);
 
     let woken = listener::spawn(database.target().clone(), state.clone(), name.clone());
-    let supervisor = supervisor::Supervisor::new(options, database, state, name, actor, health, recorder);
+    let identity = supervisor::Identity { name, actor, started_at };
+    let supervisor = supervisor::Supervisor::new(options, database, state, identity, health, recorder);
     Ok(supervisor.run(woken, signals).await)
+}
+
+/// Two daemons of one name would take each other's slices for their own, again and again. A process
+/// that was killed a moment ago may still be in the server's books: it is given a few seconds.
+async fn await_namesake(client: &Client, state: &State, name: &str) -> Result<(), DaemonError> {
+    const LOOKS: u32 = 10;
+    const LOOK_EVERY: Duration = Duration::from_millis(500);
+    for _ in 0..LOOKS {
+        if !daemon::lives(client, state, name).await? {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Err(DaemonError::Namesake(name.to_owned()))
 }

@@ -3,12 +3,12 @@
 use deadpool_postgres::Object;
 use tokio_postgres::Client;
 
-use crate::database::{ConnectError, Database, Failure};
+use crate::database::{ConnectError, Database, Failure, describe};
 use crate::job::preflight::{self, Preflight, PreflightError};
 use crate::job::spec::Spec;
 use crate::state::slice::Range;
 use crate::state::{Actor, State, StateError, job};
-use crate::walk::estimate;
+use crate::walk::estimate::{self, Estimate};
 use crate::walk::keyset::Start;
 
 /// Why no job could be started just now.
@@ -18,7 +18,7 @@ pub(super) enum StartError {
     Connect(#[from] ConnectError),
     #[error(transparent)]
     State(#[from] StateError),
-    #[error("{}", crate::database::describe(.0))]
+    #[error("{}", describe(.0))]
     Database(#[from] tokio_postgres::Error),
 }
 
@@ -52,23 +52,22 @@ pub(super) async fn next(
         Ok(prepared) => prepared,
         Err(StartError::Database(error)) if Failure::of(&error) == Failure::Contention => {
             drop(Object::take(asking));
-            let reason = crate::database::describe(&error);
+            let reason = describe(&error);
             return Ok(Next::Busy { job: record.name, reason });
         }
         Err(error) => return Err(error),
     };
     match prepared {
         Ok(prepared) => {
-            job::start(
-                &transaction,
-                state,
-                &record.name,
-                &prepared.preflight.keyset.column_names(),
-                prepared.table_rows,
-                &prepared.slices,
-                actor,
-            )
-            .await?;
+            let keyset = &prepared.preflight.keyset;
+            let walk = job::Walk {
+                key_columns: &keyset.column_names(),
+                key_index: &keyset.index,
+                table_oid: keyset.table.oid,
+                table_rows: prepared.table_rows,
+                slices: &prepared.slices,
+            };
+            job::start(&transaction, state, &record.name, &walk, actor).await?;
             tracing::info!(job = %record.name, key = ?prepared.preflight.keyset.column_names(),
                            estimated_rows = prepared.slices.iter().map(|slice| slice.estimated_rows).sum::<i64>(),
                            "job started");
@@ -105,7 +104,7 @@ async fn prepare(
     };
     match measure(client, &spec, &preflight).await {
         Ok((table_rows, slices)) => Ok(Ok(Prepared { preflight, table_rows, slices })),
-        Err(error) if Failure::of(&error) == Failure::Statement => Ok(Err(crate::database::describe(&error))),
+        Err(error) if Failure::of(&error) == Failure::Statement => Ok(Err(describe(&error))),
         Err(error) => Err(error.into()),
     }
 }
@@ -118,13 +117,23 @@ async fn measure(
 ) -> Result<(i64, Vec<Range>), tokio_postgres::Error> {
     let transaction = client.transaction().await?;
     transaction.batch_execute(&preflight.plan(spec, 0).settings_sql()).await?;
+    // This is no batch and holds no row: it has more time than one.
+    transaction.batch_execute("SET LOCAL statement_timeout = '30s'").await?;
     let keyset = &preflight.keyset;
     let Some((first_key, last_key)) =
         estimate::ends(&transaction, keyset, spec.walk.from(), spec.walk.to()).await?
     else {
         return Ok((0, Vec::new()));
     };
-    let estimate = estimate::rows(&transaction, keyset, Start::At, &first_key, &last_key, None).await?;
+    let estimate = match estimate::rows(&transaction, keyset, Start::At, &first_key, &last_key, None).await {
+        Ok(estimate) => estimate,
+        // The sample took too long, on a slow disk perhaps. An estimate is no reason not to start.
+        Err(error) if Failure::of(&error) == Failure::Contention => {
+            tracing::warn!(table = %keyset.table, reason = %describe(&error), "no estimate of the rows; progress will be wrong until the first minute is over");
+            Estimate { table_rows: 0, range_rows: 0 }
+        }
+        Err(error) => return Err(error),
+    };
     transaction.rollback().await?;
     // Both ends exist, so there is a row, whatever the sample says.
     let estimated_rows = estimate.range_rows.max(1);

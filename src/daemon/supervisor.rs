@@ -1,5 +1,9 @@
 //! The daemon's one loop: looks what the database says, starts what should run, and ends it all.
 
+mod intake;
+
+use std::collections::BTreeMap;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -10,13 +14,11 @@ use tokio::time::MissedTickBehavior;
 
 use super::leases::Held;
 use super::signals::Signal;
-use super::start::{self, Next, StartError};
-use super::worker::{Assignment, Ended, Mode, Worker};
+use super::start::StartError;
+use super::worker::{Ended, Mode};
 use super::{Options, backoff, jobs_directory, metrics};
-use crate::database::{ConnectError, Database, Failure, describe};
+use crate::database::{ConnectError, Database, Failure};
 use crate::http::Health;
-use crate::job::preflight::{self, PreflightError};
-use crate::job::spec::Spec;
 use crate::settings::Settings;
 use crate::state::slice::{self, Claim};
 use crate::state::{Actor, State, StateError, daemon, event, job, status};
@@ -25,8 +27,13 @@ use crate::state::{Actor, State, StateError, daemon, event, job, status};
 const POLL_EVERY: Duration = Duration::from_secs(1);
 /// How often the metrics that come from the database are read.
 const MEASURE_EVERY: Duration = Duration::from_secs(5);
-/// How often at most the same obstacle is logged.
-const TELL_EVERY: Duration = Duration::from_secs(60);
+/// Longer than anything that a turn asks for may take, by the timeouts that the server enforces.
+const TURN_TIMEOUT: Duration = Duration::from_secs(120);
+/// After so many turns in a row a permanent error is taken for one: a failover or an upgrade of the
+/// state schema may look like one for a moment.
+const PERMANENT_AFTER: u32 = 10;
+/// Connections that no batch may take: the supervisor's, and those of a start.
+const SPARE_CONNECTIONS: usize = 3;
 const LONGEST_WAIT_TO_CONNECT: Duration = Duration::from_secs(5);
 
 /// How the daemon ended.
@@ -40,6 +47,16 @@ pub enum Ending {
     Idle,
     /// No job is left to run; these did not complete.
     IdleWithFailures(Vec<String>),
+    /// The state schema cannot be worked with, and that does not pass.
+    Broken(String),
+}
+
+/// Who this daemon is.
+pub(super) struct Identity {
+    pub(super) name: String,
+    pub(super) actor: Actor,
+    /// By the database's clock.
+    pub(super) started_at: Timestamp,
 }
 
 /// A turn that could not be finished for want of the database.
@@ -51,10 +68,28 @@ enum TurnError {
     State(#[from] StateError),
     #[error(transparent)]
     Start(#[from] StartError),
+    #[error("the database has not answered for {0:?}")]
+    Timeout(Duration),
+}
+
+impl TurnError {
+    /// Whether the same turn would fail in the same way for ever: a state schema that is not there or
+    /// not ours, a right that is missing.
+    fn is_permanent(&self) -> bool {
+        match self {
+            Self::State(StateError::Database(error))
+            | Self::Start(StartError::State(StateError::Database(error)) | StartError::Database(error)) => {
+                Failure::of(error) == Failure::Statement
+            }
+            _ => false,
+        }
+    }
 }
 
 pub(super) struct Supervisor {
     options: Options,
+    /// What the pool has connections for; the pool keeps its size when settings are reloaded.
+    workers_at_most: usize,
     database: Database,
     state: State,
     name: String,
@@ -70,6 +105,8 @@ pub(super) struct Supervisor {
     /// Turns in a row that failed, and when to try again.
     failures: u32,
     rest_until: Instant,
+    /// Jobs that somebody was in the way of, and when.
+    put_off: BTreeMap<String, Instant>,
     /// When it was last said that somebody is in a job's way.
     told_busy: Option<Instant>,
     /// The jobs last seen paused with nothing else to do, so as to say it once.
@@ -81,12 +118,13 @@ impl Supervisor {
         options: Options,
         database: Database,
         state: State,
-        name: String,
-        actor: Actor,
+        identity: Identity,
         health: watch::Sender<Health>,
         recorder: PrometheusHandle,
     ) -> Self {
+        let Identity { name, actor, started_at } = identity;
         Self {
+            workers_at_most: options.settings.database.pool_size - SPARE_CONNECTIONS,
             options,
             database,
             state,
@@ -97,11 +135,12 @@ impl Supervisor {
             mode: watch::Sender::new(Mode::Walking),
             workers: JoinSet::new(),
             held: Held::default(),
-            started_at: Timestamp::now(),
+            started_at,
             renewed: None,
             measured: None,
             failures: 0,
             rest_until: Instant::now(),
+            put_off: BTreeMap::new(),
             told_busy: None,
             told_paused: Vec::new(),
         }
@@ -115,13 +154,16 @@ impl Supervisor {
         self.read_job_files().await;
         let mut ticks = tokio::time::interval(POLL_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Signals that came during a turn.
+        let mut deferred = Vec::new();
         loop {
+            for signal in std::mem::take(&mut deferred) {
+                self.heed(signal).await;
+            }
             tokio::select! {
                 Some(signal) = signals.recv() => match signal {
                     Signal::Stop => return self.stop().await,
-                    Signal::Reload => self.reload().await,
-                    Signal::Pause => self.set_mode(Mode::Resting).await,
-                    Signal::Resume => self.set_mode(Mode::Walking).await,
+                    other => self.heed(other).await,
                 },
                 Some(ended) = self.workers.join_next() => {
                     let (claim, ended) = ended.expect("a worker neither panics nor is aborted");
@@ -133,14 +175,58 @@ impl Supervisor {
             if Instant::now() < self.rest_until {
                 continue;
             }
-            match self.turn().await {
+            let Some(turned) = self.turn_or_signal(&mut signals, &mut deferred).await else {
+                return self.stop().await;
+            };
+            match turned {
                 Ok(None) => self.database_answers(),
                 Ok(Some(ending)) => {
                     self.goodbye("no job is left to run").await;
                     return ending;
                 }
-                Err(error) => self.database_fails(&error),
+                Err(error) => {
+                    self.database_fails(&error);
+                    if error.is_permanent() && self.failures >= PERMANENT_AFTER {
+                        self.stop().await;
+                        return Ending::Broken(error.to_string());
+                    }
+                }
             }
+        }
+    }
+
+    /// One turn, during which a stop is heeded at once (none) and other signals are put aside.
+    async fn turn_or_signal(
+        &mut self,
+        signals: &mut mpsc::Receiver<Signal>,
+        deferred: &mut Vec<Signal>,
+    ) -> Option<Result<Option<Ending>, TurnError>> {
+        let database = self.database.clone();
+        let mut turn = pin!(tokio::time::timeout(TURN_TIMEOUT, self.turn()));
+        loop {
+            tokio::select! {
+                turned = &mut turn => {
+                    return Some(turned.unwrap_or_else(|_| {
+                        // The connection that the turn waited on is in the pool again, and not to be trusted.
+                        database.discard_idle();
+                        Err(TurnError::Timeout(TURN_TIMEOUT))
+                    }));
+                }
+                Some(signal) = signals.recv() => match signal {
+                    Signal::Stop => return None,
+                    other => deferred.push(other),
+                },
+            }
+        }
+    }
+
+    /// Does what a signal asks for; a stop is the loop's.
+    async fn heed(&mut self, signal: Signal) {
+        match signal {
+            Signal::Stop => {}
+            Signal::Reload => self.reload().await,
+            Signal::Pause => self.set_mode(Mode::Resting).await,
+            Signal::Resume => self.set_mode(Mode::Walking).await,
         }
     }
 
@@ -158,104 +244,17 @@ impl Supervisor {
         drop(client);
         if *self.mode.borrow() == Mode::Walking {
             self.start_jobs().await?;
-            let mut except = self.held.jobs();
+            let mut except = self.not_now();
             while self.has_room() && self.claim_one(&mut except).await? {}
         }
         let client = self.database.get().await?;
         // A job whose bounds hold no row has no slice to wait for.
         for job in job::complete_walked(&**client, &self.state, &self.actor).await? {
-            tracing::info!(%job, "job complete: no row to walk");
+            tracing::info!(%job, "job complete");
+            self.measured = None;
         }
         self.measure(&client).await?;
         self.ending(&client).await
-    }
-
-    /// Starts pending jobs while there is room for them.
-    async fn start_jobs(&mut self) -> Result<(), TurnError> {
-        let mut busy = Vec::new();
-        while self.has_room() {
-            match start::next(&self.database, &self.state, &busy, &self.actor).await? {
-                Next::Nothing => break,
-                // Its slice is claimed before the next job is taken, so that no more are started than
-                // there is room for.
-                Next::Taken => {
-                    let mut except = self.held.jobs();
-                    self.claim_one(&mut except).await?;
-                }
-                Next::Busy { job, reason } => {
-                    self.tell_busy(&job, &reason);
-                    busy.push(job);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Says, once a minute at most, that somebody is in a job's way.
-    fn tell_busy(&mut self, job: &str, reason: &str) {
-        if self.told_busy.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
-            tracing::warn!(%job, reason, "the job cannot be examined just now: a lock on its table? trying again");
-            self.told_busy = Some(Instant::now());
-        }
-    }
-
-    fn has_room(&self) -> bool {
-        self.held.len() < self.options.settings.daemon.max_running_jobs
-    }
-
-    /// Claims a slice that nobody works on, of a job not in `except`, and gives it to a worker. False
-    /// when there is none. The job joins `except`: one worker a job, for now.
-    async fn claim_one(&mut self, except: &mut Vec<String>) -> Result<bool, TurnError> {
-        let client = self.database.get().await?;
-        let lease = self.options.settings.daemon.lease;
-        let Some(claim) =
-            slice::claim(&**client, &self.state, &self.name, lease, except, &self.actor).await?
-        else {
-            return Ok(false);
-        };
-        except.push(claim.job.clone());
-        let record = job::load(&**client, &self.state, &claim.job).await?;
-        let examined = match Spec::from_json(&record.spec) {
-            Ok(spec) => {
-                let key = record.key_columns.as_deref();
-                match preflight::examine(&**client, &spec, self.state.schema(), key).await {
-                    Ok(preflight) => Ok((spec, preflight)),
-                    Err(PreflightError::Problems(problems)) => Err(problems.join("; ")),
-                    Err(PreflightError::Database(error)) if Failure::of(&error) == Failure::Contention => {
-                        self.tell_busy(&claim.job, &describe(&error));
-                        slice::release(&**client, &self.state, &claim).await?;
-                        return Ok(true);
-                    }
-                    Err(PreflightError::Database(error)) => return Err(StateError::from(error).into()),
-                }
-            }
-            Err(problems) => Err(problems.join("; ")),
-        };
-        let (spec, preflight) = match examined {
-            Ok(examined) => examined,
-            Err(reason) => {
-                tracing::error!(job = %claim.job, reason, "job failed: it cannot go on");
-                job::fail(&**client, &self.state, &claim.job, &reason, &self.actor).await?;
-                slice::release(&**client, &self.state, &claim).await?;
-                return Ok(true);
-            }
-        };
-        tracing::debug!(job = %claim.job, slice = claim.number, epoch = claim.epoch, "slice claimed");
-        let worker = Worker::new(Assignment {
-            database: self.database.clone(),
-            state: self.state.clone(),
-            actor: self.actor.clone(),
-            lease,
-            mode: self.mode.subscribe(),
-            plan: preflight.plan(&spec, record.revision),
-            table_rows: record.table_rows,
-            spec,
-            claim: claim.clone(),
-        });
-        self.held.add(claim.clone());
-        metrics::leases_held(self.held.len());
-        self.workers.spawn(async move { (claim, worker.run().await) });
-        Ok(true)
     }
 
     fn worker_ended(&mut self, claim: &Claim, ended: &Ended) {
@@ -276,7 +275,7 @@ impl Supervisor {
             Mode::Resting => "paused",
         };
         daemon::seen(client, &self.state, &self.name, doing).await?;
-        slice::renew(client, &self.state, &self.held.all(), lease).await?;
+        slice::renew(client, &self.state, &self.name, &self.held.all(), lease).await?;
         self.renewed = Some(Instant::now());
         Ok(())
     }
@@ -424,6 +423,7 @@ impl Supervisor {
     async fn goodbye(&self, reason: &str) {
         let farewell = async {
             if let Ok(client) = self.database.get().await {
+                let _ = slice::release_all(&**client, &self.state, &self.name).await;
                 let _ = daemon::seen(&**client, &self.state, &self.name, "stopped").await;
                 let _ =
                     event::record(&**client, &self.state, None, "daemon stopped", &self.actor, reason).await;

@@ -14,7 +14,7 @@ use crate::state::slice::{self, Claim, Totals};
 use crate::state::{Actor, State, job};
 use crate::throttle::Pacer;
 use crate::walk::Plan;
-use crate::walk::batch::{self, BatchError, Committed, Outcome, Request, Step};
+use crate::walk::batch::{self, BatchError, Committed, Outcome, Request, SetAside, Step};
 use crate::walk::estimate;
 use crate::walk::isolation::Isolation;
 use crate::walk::keyset::Start;
@@ -145,7 +145,7 @@ impl Worker {
             };
             let request = Request {
                 rows,
-                may_quarantine: self.spec.limits.max_quarantined_rows() > 0,
+                max_quarantined_rows: self.spec.limits.max_quarantined_rows(),
                 rows_per_second: self.pace.rows_per_second(),
                 active_before: self.last_checkpoint.elapsed(),
                 lease: self.lease,
@@ -172,6 +172,14 @@ impl Worker {
                     return Ended::Finished;
                 }
                 Ok(Outcome::Held { .. } | Outcome::Revised) => return Ended::HandedBack,
+                Ok(Outcome::Overtaken) => {
+                    tracing::debug!(job = %self.claim.job, slice = self.claim.number,
+                                    "the slice has moved since its cursor was read; reading it again");
+                }
+                Ok(Outcome::Unchangeable { row, quarantined }) => {
+                    drop(client);
+                    return self.unchangeable(&row, quarantined).await;
+                }
                 Ok(Outcome::Lost) => {
                     metrics::lease_lost();
                     tracing::warn!(job = %self.claim.job, slice = self.claim.number, epoch = self.claim.epoch,
@@ -218,9 +226,6 @@ impl Worker {
         self.last_checkpoint = Instant::now();
         if let Some(row) = &batch.set_aside {
             tracing::warn!(job, key = ?row.key, error = %row.message, "row set aside in quarantine");
-            if let Some(ended) = self.check_quarantine(&client, &row.message).await {
-                return Some(ended);
-            }
         }
         if batch.finished {
             return Some(Ended::Finished);
@@ -253,47 +258,42 @@ impl Worker {
         }
     }
 
-    async fn check_quarantine(&self, client: &Object, last: &str) -> Option<Ended> {
+    /// Ends the job at a row that cannot be changed when no more may be set aside. The cursor stays
+    /// before it.
+    async fn unchangeable(&self, row: &SetAside, quarantined: u64) -> Ended {
         let limit = self.spec.limits.max_quarantined_rows();
-        // A count that cannot be had now is had at the next row.
-        let count = slice::quarantined(&***client, &self.state, &self.claim.job).await.ok()?;
-        if u64::try_from(count).unwrap_or(0) <= limit {
-            return None;
-        }
-        Some(
-            self.fail(&format!(
-                "{count} rows could not be changed, more than limits.max_quarantined_rows = {limit}; the last one: {last}. Correct update.set or the rows (table quarantine has their keys), then `backfilld retry {}`",
-                self.claim.job
-            ))
-            .await,
-        )
+        let job = &self.claim.job;
+        self.fail(&format!(
+            "the row with key ({}) cannot be changed: {}; {quarantined} rows are set aside already (table quarantine) and limits.max_quarantined_rows = {limit} allows no more. Correct the row and `backfilld retry {job}`, which goes on with it; or correct update.set and submit with --replace, which begins again",
+            row.key.join(", "),
+            row.message
+        ))
+        .await
     }
 
     /// Decides what a failed batch means. None: try again.
     async fn failed(&mut self, client: Object, error: &BatchError, rows: u64) -> Option<Ended> {
-        let failure = Failure::of(&error.error);
-        metrics::failed(&self.claim.job, failure);
+        let failure = match error.step {
+            Step::Rows => Failure::of_row(&error.error),
+            _ => Failure::of(&error.error),
+        };
+        metrics::failed(&self.claim.job);
         if failure == Failure::Connection || !batch::roll_back(&client).await {
             // Dropped, not handed back to the pool: nobody knows what state it is in.
             drop(Object::take(client));
+        } else {
+            drop(client);
         }
         let (job, step) = (self.claim.job.clone(), error.step);
         let reason = describe(&error.error);
         match failure {
-            Failure::Statement => return Some(self.fail(&reason).await),
             Failure::Data if rows > 1 && step == Step::Rows => {
                 tracing::debug!(job, rows, error = %reason, "narrowing down to the row that cannot be changed");
+                metrics::retried(&job, failure);
                 self.isolation.failed(rows);
                 return None;
             }
-            Failure::Data => {
-                return Some(
-                    self.fail(&format!(
-                        "a row cannot be changed, and limits.max_quarantined_rows allows none to be set aside: {reason}"
-                    ))
-                    .await,
-                );
-            }
+            Failure::Data | Failure::Statement => return Some(self.fail(&reason).await),
             Failure::Contention => self.sizer.timed_out(rows),
             Failure::Connection | Failure::Resources => {}
         }
@@ -308,6 +308,7 @@ impl Worker {
                 .await,
             );
         }
+        metrics::retried(&self.claim.job, failure);
         // The first of a series for everybody, the rest for whoever looks closer.
         if self.failures == 1 {
             tracing::warn!(job, slice = self.claim.number, ?step, error = %reason, "batch failed, trying again");
@@ -383,7 +384,7 @@ impl Worker {
             Start::After,
             cursor_key,
             &self.claim.range.last_key,
-            Some(self.table_rows),
+            Some(self.table_rows).filter(|rows| *rows > 0),
         )
         .await
         .map_err(|error| describe(&error))?;

@@ -39,7 +39,6 @@ impl Failure {
             | SqlState::IDLE_SESSION_TIMEOUT
             | SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT
             | SqlState::READ_ONLY_SQL_TRANSACTION => Self::Connection,
-            SqlState::RAISE_EXCEPTION => Self::Data,
             _ => match &state.code()[..2] {
                 "08" => Self::Connection,
                 "53" => Self::Resources,
@@ -47,6 +46,25 @@ impl Failure {
                 _ => Self::Statement,
             },
         }
+    }
+
+    /// Classifies the error of a statement that changes rows, where more may be the fault of one row:
+    /// what PL/pgSQL raises (class P0), a subquery that finds two rows for it, an index entry that
+    /// becomes too large, and every class that the server itself does not use, for a trigger has
+    /// raised it (SQL leaves classes from 5 to 9 and from I to Z to the user).
+    #[must_use]
+    pub fn of_row(error: &Error) -> Self {
+        let general = Self::of(error);
+        let Some(state) = error.code() else { return general };
+        let class = &state.code()[..2];
+        let of_the_server = ["53", "54", "55", "57", "58", "72", "XX"].contains(&class);
+        let users =
+            class.starts_with(|first: char| ('5'..='9').contains(&first) || ('I'..='Z').contains(&first));
+        let is_row = class == "P0"
+            || class == "54"
+            || *state == SqlState::CARDINALITY_VIOLATION
+            || (users && !of_the_server);
+        if general == Self::Statement && is_row { Self::Data } else { general }
     }
 
     /// The word under which a retry is counted and reported.
@@ -62,13 +80,23 @@ impl Failure {
     }
 }
 
-/// Tells an error in full, on one line: the server's message, detail and hint with the SQLSTATE, or
-/// the chain of causes when the server said nothing.
+/// Tells an error in full, the detail included: for where only those look who may see the row.
+#[must_use]
+pub fn describe_with_detail(error: &Error) -> String {
+    let detail = error.as_db_error().and_then(|told| told.detail()).unwrap_or_default();
+    let told = describe(error);
+    if detail.is_empty() || told.contains(detail) { told } else { format!("{told}; detail: {detail}") }
+}
+
+/// Tells an error on one line: the server's message and hint with the SQLSTATE, or the chain of
+/// causes when the server said nothing. The detail of an error about data is left out, since it
+/// repeats the row.
 #[must_use]
 pub fn describe(error: &Error) -> String {
     if let Some(told) = error.as_db_error() {
         let mut text = told.message().to_owned();
-        if let Some(detail) = told.detail() {
+        let is_about_data = ["22", "23", "44"].contains(&&told.code().code()[..2]);
+        if let Some(detail) = told.detail().filter(|_| !is_about_data) {
             let _ = write!(text, "; detail: {detail}");
         }
         if let Some(hint) = told.hint() {

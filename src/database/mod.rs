@@ -7,7 +7,7 @@ pub mod failure;
 mod key_value;
 mod target;
 
-pub use failure::{Failure, describe};
+pub use failure::{Failure, describe, describe_with_detail};
 pub use key_value::{KeyValue, key_parameters};
 pub use target::{ConnectError, Database, Target, TargetError};
 

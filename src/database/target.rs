@@ -20,6 +20,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long sent data may stay unacknowledged: a host that vanished is noticed within this.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// No statement on the state waits for a lock, runs, or leaves a transaction open for longer.
+const SESSION_OPTIONS: &str =
+    "-c lock_timeout=10s -c statement_timeout=60s -c idle_in_transaction_session_timeout=60s";
+
 /// A database address that could not be understood.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
@@ -110,6 +114,13 @@ impl Target {
         if config.get_tcp_user_timeout().is_none() {
             config.tcp_user_timeout(TCP_USER_TIMEOUT);
         }
+        // A host that vanishes while it owes us an answer is noticed within half a minute.
+        config.keepalives_idle(Duration::from_secs(10));
+        config.keepalives_interval(Duration::from_secs(5));
+        config.keepalives_retries(3);
+        // Bounds for every statement that sets none of its own; the user's own options come last and win.
+        let own = config.get_options().unwrap_or_default().to_owned();
+        config.options(format!("{SESSION_OPTIONS} {own}").trim_end());
         Ok(Self { config })
     }
 
@@ -157,7 +168,7 @@ impl Target {
         ConnectError::Refused {
             target: self.to_string(),
             reason: describe(error),
-            advice: if missing_password { ": give one in the URL or in PGPASSWORD" } else { advice },
+            advice: if missing_password { ": give a password in the URL or in PGPASSWORD" } else { advice },
             transient: !missing_password
                 && matches!(Failure::of(error), Failure::Connection | Failure::Resources),
         }
@@ -223,6 +234,10 @@ fn fill_from_libpq_variables(config: &mut Config, alone: bool) -> Result<(), Tar
             None => {}
         }
     }
+    let mode = variable("PGSSLMODE");
+    if mode.is_some_and(|mode| ["require", "verify-ca", "verify-full"].contains(&mode.as_str())) {
+        return Err(TargetError::Tls);
+    }
     if config.get_ports().is_empty()
         && let Some(port) = variable("PGPORT")
     {
@@ -279,6 +294,11 @@ impl Database {
     #[must_use]
     pub fn target(&self) -> &Target {
         &self.target
+    }
+
+    /// Drops the connections that are not in use, whatever state they are in.
+    pub fn discard_idle(&self) {
+        self.pool.retain(|_, _| false);
     }
 
     /// Takes a connection from the pool.

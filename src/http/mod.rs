@@ -38,25 +38,40 @@ struct Told {
     health: watch::Receiver<Health>,
 }
 
-/// Listens on `address` and serves until the process ends. Returns the address that was bound.
-pub async fn serve(
+/// An address that is listened on and not yet served.
+#[derive(Debug)]
+pub struct Listener {
+    listener: TcpListener,
     address: SocketAddr,
-    metrics: PrometheusHandle,
-    health: watch::Receiver<Health>,
-) -> Result<SocketAddr, ListenError> {
-    let failed = |error| ListenError { address, error };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
-    let router = Router::new()
-        .route("/metrics", get(metrics_text))
-        .route("/healthz", get(async || "alive\n"))
-        .route("/readyz", get(readiness))
-        .with_state(Told { metrics, health });
-    tokio::spawn(async move {
-        // Serving has no end and no error: what goes wrong on one connection stays there.
-        let _ = axum::serve(listener, router).await;
-    });
-    Ok(bound)
+}
+
+impl Listener {
+    /// Listens on `address`. Done before anything is changed anywhere: it may fail.
+    pub async fn bind(address: SocketAddr) -> Result<Self, ListenError> {
+        let failed = |error| ListenError { address, error };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Self { listener, address })
+    }
+
+    /// The address that was bound.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until the process ends.
+    pub fn serve(self, metrics: PrometheusHandle, health: watch::Receiver<Health>) {
+        let router = Router::new()
+            .route("/metrics", get(metrics_text))
+            .route("/healthz", get(async || "alive\n"))
+            .route("/readyz", get(readiness))
+            .with_state(Told { metrics, health });
+        tokio::spawn(async move {
+            // Serving has no end and no error: what goes wrong on one connection stays there.
+            let _ = axum::serve(self.listener, router).await;
+        });
+    }
 }
 
 async fn metrics_text(State(told): State<Told>) -> Response {

@@ -78,6 +78,19 @@ impl Job {
     }
 }
 
+/// The job files (`*.toml`) of a folder, in the order of their names.
+pub fn job_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
 /// What every job file must say.
 fn missing(table: &toml::Table) -> Vec<String> {
     let mut missing = Vec::new();

@@ -29,7 +29,7 @@ impl Kind {
             Self::Texts => "a list of texts, such as [\"1000\"]".to_owned(),
             Self::Whole => "a whole number, 0 or more".to_owned(),
             Self::Number => "a number".to_owned(),
-            Self::Duration => "a duration with its unit, such as \"50ms\", \"10s\" or \"1h 30m\"".to_owned(),
+            Self::Duration => "a duration with its unit, such as \"50ms\", \"30s\" or \"1h 30m\"".to_owned(),
             Self::Choice(words) => format!("one of \"{}\"", words.join("\", \"")),
             Self::Address => "an address and a port, such as \"127.0.0.1:9797\"".to_owned(),
         }
@@ -39,10 +39,9 @@ impl Kind {
     fn accepts(self, value: &toml::Value, source: Source) -> bool {
         use toml::Value;
         match (self, value) {
-            (Self::Text, Value::String(_)) => true,
             (Self::Texts, Value::Array(values)) => values.iter().all(Value::is_str),
             (Self::Whole, Value::Integer(number)) => *number >= 0,
-            (Self::Number, Value::Integer(_) | Value::Float(_)) => true,
+            (Self::Text, Value::String(_)) | (Self::Number, Value::Integer(_) | Value::Float(_)) => true,
             (Self::Whole, Value::String(text)) if source == Source::Environment => {
                 text.parse::<u64>().is_ok()
             }

@@ -6,19 +6,23 @@
 //! that nothing but an expression passes.
 
 use postgres_types::{ToSql, Type};
-use tokio_postgres::GenericClient;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Error, GenericClient};
 
-use super::known_keys::nearest;
+use super::known_keys::{likeness, nearest};
 use super::spec::Spec;
-use crate::database::{Failure, KeyValue, describe, identifier};
+use crate::database::{Failure, KeyValue, describe, identifier, key_parameters};
+use crate::walk::batch::key_text_settings_sql;
 use crate::walk::key::{self, KeyError};
 use crate::walk::keyset::{Table, enclosed};
 use crate::walk::{Change, Keyset, Plan};
 
 /// An EXPLAIN locks the table as its statement would, if only for a moment. It must not queue behind
 /// somebody's ALTER TABLE for long, with the application's statements queueing behind it.
-const EXPLAIN_SETTINGS: &str =
-    "BEGIN READ ONLY; SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '30s'";
+const BEGIN: &str = "BEGIN READ ONLY; SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '30s';";
+
+/// How a description of a syntax error ends.
+const SYNTAX_ERROR: &str = "(SQLSTATE 42601)";
 
 /// Why a job cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -55,19 +59,37 @@ impl Preflight {
     }
 }
 
-/// Examines a spec. `key_columns` is the key that was fixed when the job started, if it has.
+/// What was fixed when a job started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fixed {
+    /// The columns of the key that is walked.
+    pub key_columns: Vec<String>,
+    /// The index that the key was taken from.
+    pub key_index: String,
+    /// The table.
+    pub table_oid: u32,
+}
+
+/// Examines a spec; `fixed` is given of a job that has started. The client must not be inside a
+/// transaction.
 pub async fn examine(
-    client: &impl GenericClient,
+    client: &Client,
     spec: &Spec,
     state_schema: &str,
-    key_columns: Option<&[String]>,
+    fixed: Option<&Fixed>,
 ) -> Result<Preflight, PreflightError> {
     let table = find_table(client, &spec.table, state_schema).await?;
     let mut problems = Vec::new();
     privileges(client, &table, &mut problems).await?;
     columns(client, &table, spec, &mut problems).await?;
-    let wanted = key_columns.or(spec.walk.key());
-    let keyset = match key::choose(client, &table, wanted, spec.walk.order()).await {
+    if fixed.is_some_and(|fixed| fixed.table_oid != table.oid) {
+        return Err(problem(format!(
+            "table: {table} is not the table that the walk began on (it was replaced or renamed): submit the job with --replace to walk this one from its first row"
+        )));
+    }
+    let wanted = fixed.map(|fixed| fixed.key_columns.as_slice()).or(spec.walk.key());
+    let index = fixed.map(|fixed| fixed.key_index.as_str());
+    let keyset = match key::choose(client, &table, wanted, index, spec.walk.order()).await {
         Ok(keyset) => Some(keyset),
         Err(KeyError::Database(error)) => return Err(error.into()),
         Err(error @ KeyError::None { .. }) => {
@@ -117,7 +139,8 @@ async fn find_table(
         .query_typed_opt(
             "SELECT c.oid, n.nspname, c.relname, c.relkind::text, c.relpersistence::text,
                     c.relkind = 'r' AND row_security_active(c.oid),
-                    EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid)
+                    EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid),
+                    EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_type = '2')
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
              WHERE c.oid = to_regclass($1)",
             &[(&name, Type::TEXT)],
@@ -125,15 +148,22 @@ async fn find_table(
         .await;
     let row = match found {
         Ok(row) => row,
-        Err(error) if Failure::of(&error) == Failure::Statement => {
-            return Err(problem(format!("table: {name}: {}", describe(&error))));
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            let role: String = client.query_typed_one("SELECT quote_ident(current_user)", &[]).await?.get(0);
+            let schema = name.rsplit_once('.').map_or("public", |(schema, _)| schema);
+            return Err(problem(format!(
+                "table: {name}: {}: GRANT USAGE ON SCHEMA {schema} TO {role}",
+                describe(&error)
+            )));
         }
+        // Not a name at all, as it is written: it may be one that needs quotes.
+        Err(error) if Failure::of(&error) == Failure::Statement => None,
         Err(error) => return Err(error.into()),
     };
     let Some(row) = row else { return Err(no_such_table(client, name).await?) };
     let table = Table { oid: row.get(0), schema: row.get(1), name: row.get(2) };
     let (kind, persistence): (String, String) = (row.get(3), row.get(4));
-    let (row_security, has_children): (bool, bool) = (row.get(5), row.get(6));
+    let (row_security, has_children, has_rule): (bool, bool, bool) = (row.get(5), row.get(6), row.get(7));
     let obstacle = match kind.as_str() {
         "r" if persistence == "t" => "is a temporary table: other sessions cannot see its rows",
         "r" if row_security => {
@@ -142,6 +172,7 @@ async fn find_table(
         "r" if has_children => {
             "has tables that inherit from it: give a job for each of them and none for the parent"
         }
+        "r" if has_rule => "has a rule that rewrites UPDATE: drop it, or use a trigger",
         "r" if table.schema == "pg_catalog" || table.schema == "information_schema" => "is a system table",
         "r" if table.schema == state_schema => "belongs to backfilld's own state",
         "r" => return Ok(table),
@@ -156,25 +187,33 @@ async fn find_table(
     Err(problem(format!("table: {table} {obstacle}")))
 }
 
-async fn no_such_table(
-    client: &impl GenericClient,
-    name: &str,
-) -> Result<PreflightError, tokio_postgres::Error> {
+/// Tells what was probably meant: a table of that name elsewhere, or one of a similar name.
+async fn no_such_table(client: &impl GenericClient, name: &str) -> Result<PreflightError, Error> {
     let rows = client
         .query_typed(
-            "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+            "SELECT n.nspname::text, c.relname::text, quote_ident(n.nspname) || '.' || quote_ident(c.relname)
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-             WHERE c.relkind = 'r' AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
+             WHERE c.relkind IN ('r', 'p') AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
              LIMIT 10000",
             &[],
         )
         .await?;
-    let tables: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-    let candidates: Vec<&str> = tables.iter().map(String::as_str).collect();
-    let qualified = if name.contains('.') { name.to_owned() } else { format!("public.{name}") };
-    let database: String = client.query_typed_one("SELECT current_database()", &[]).await?.get(0);
-    let advice = match nearest(&qualified, &candidates) {
-        Some(near) => format!("did you mean {near}?"),
+    let plain = name.replace('"', "");
+    let (schema, table) = match plain.split_once('.') {
+        Some((schema, table)) => (Some(schema), table),
+        None => (None, plain.as_str()),
+    };
+    let near = rows
+        .iter()
+        .filter_map(|row| {
+            let of_table = likeness(table, row.get(1));
+            let of_schema = schema.map_or(1.0, |schema| likeness(schema, row.get(0)));
+            (of_table >= 0.8).then_some((of_table + of_schema / 4.0, row))
+        })
+        .max_by(|one, other| one.0.total_cmp(&other.0));
+    let database: String = client.query_typed_one("SELECT current_database()::text", &[]).await?.get(0);
+    let advice = match near {
+        Some((_, row)) => format!("did you mean {}?", row.get::<_, &str>(2)),
         None => "check the name, its schema, and the database in the URL".to_owned(),
     };
     Ok(problem(format!("table: there is no table {name} in database {database}: {advice}")))
@@ -246,13 +285,15 @@ async fn columns(
     Ok(())
 }
 
-/// Checks `walk.from` and `walk.to`: no longer than the key, and values of its types.
+/// Checks `walk.from` and `walk.to`: no longer than the key, values of its types as a batch reads
+/// them, and in this order.
 async fn bounds(
-    client: &impl GenericClient,
+    client: &Client,
     spec: &Spec,
     keyset: &Keyset,
     problems: &mut Vec<String>,
-) -> Result<(), tokio_postgres::Error> {
+) -> Result<(), Error> {
+    let before = problems.len();
     for (which, values) in [("walk.from", spec.walk.from()), ("walk.to", spec.walk.to())] {
         if values.len() > keyset.columns.len() {
             problems.push(format!(
@@ -267,70 +308,141 @@ async fn bounds(
             let sent = KeyValue(value);
             let parameter: (&(dyn ToSql + Sync), Type) = (&sent, column.parameter_type.clone());
             let sql = format!("SELECT ($1::{})::text", column.type_name);
-            match client.query_typed_one(&sql, &[parameter]).await {
-                Ok(_) => {}
-                Err(error) if matches!(Failure::of(&error), Failure::Data | Failure::Statement) => {
-                    problems.push(format!("{which}: {}: {}", column.name, describe(&error)));
-                }
-                Err(error) => return Err(error),
+            if let Err(error) = ask(client, &sql, &[parameter]).await? {
+                problems.push(format!("{which}: {}: {}", column.name, describe(&error)));
             }
         }
     }
+    let width = spec.walk.from().len().min(spec.walk.to().len());
+    if problems.len() > before || width == 0 {
+        return Ok(());
+    }
+    let types = keyset.parameter_types();
+    let values = [
+        key_parameters(&spec.walk.from()[..width], &types),
+        key_parameters(&spec.walk.to()[..width], &types),
+    ]
+    .concat();
+    let parameters: Vec<(&(dyn ToSql + Sync), Type)> =
+        values.iter().map(|(value, kind)| (value as &(dyn ToSql + Sync), kind.clone())).collect();
+    let begin = format!("{BEGIN} {}", keyset.operator_schemas_sql());
+    client.batch_execute(&begin).await?;
+    let behind = client.query_typed_one(&keyset.is_behind_sql(width), &parameters).await;
+    client.batch_execute("ROLLBACK").await?;
+    if behind?.get::<_, Option<bool>>(0) == Some(true) {
+        problems.push(format!(
+            "walk.from: ({}) lies behind walk.to ({}): no row can be between; for highest first set walk.order = \"descending\"",
+            spec.walk.from().join(", "),
+            spec.walk.to().join(", ")
+        ));
+    }
     Ok(())
+}
+
+/// Asks in a transaction of its own that changes nothing. The inner error is the statement's fault.
+async fn ask(
+    client: &Client,
+    sql: &str,
+    parameters: &[(&(dyn ToSql + Sync), Type)],
+) -> Result<Result<(), Error>, Error> {
+    client.batch_execute(&format!("{BEGIN} {}", key_text_settings_sql())).await?;
+    let answer = client.query_typed(sql, parameters).await;
+    client.batch_execute("ROLLBACK").await?;
+    own_fault(answer.map(drop))
+}
+
+/// Parses a statement in the same way, and tells the types of its columns.
+async fn parse(client: &Client, sql: &str) -> Result<Result<Vec<Type>, String>, Error> {
+    client.batch_execute(BEGIN).await?;
+    let parsed = client.prepare(sql).await;
+    client.batch_execute("ROLLBACK").await?;
+    Ok(match own_fault(parsed)? {
+        Ok(statement) if !statement.params().is_empty() => {
+            Err("a parameter such as $1 has no meaning here: write the value itself".to_owned())
+        }
+        Ok(statement) => Ok(statement.columns().iter().map(|column| column.type_().clone()).collect()),
+        Err(error) if error.code() == Some(&SqlState::INDETERMINATE_DATATYPE) => {
+            Err("a parameter such as $1 has no meaning here: write the value itself".to_owned())
+        }
+        Err(error) => Err(describe(&error)),
+    })
+}
+
+/// Tells errors that are the statement's own from those of the moment.
+fn own_fault<T>(answer: Result<T, Error>) -> Result<Result<T, Error>, Error> {
+    match answer {
+        Err(error) if error.code().is_none() => Err(error),
+        Err(error) if matches!(Failure::of(&error), Failure::Contention | Failure::Resources) => Err(error),
+        other => Ok(other),
+    }
 }
 
 /// Tries every expression by itself, so that the message can name it.
 async fn expressions(
-    client: &impl GenericClient,
+    client: &Client,
     table: &Table,
     spec: &Spec,
     problems: &mut Vec<String>,
-) -> Result<(), tokio_postgres::Error> {
+) -> Result<(), Error> {
     let name = table.sql();
-    let mut tries = Vec::new();
     for (column, expression) in &spec.update.set {
-        let bare = match enclosed(expression).as_str() {
+        let quoted = identifier(column);
+        let bare = format!("UPDATE ONLY {name} SET {quoted} = {expression}");
+        let alone = match enclosed(expression).as_str() {
             "DEFAULT" => None,
-            _ => Some(format!("SELECT {expression}\nFROM ONLY {name}")),
+            enclosed => Some(format!("SELECT {enclosed} FROM ONLY {name}")),
         };
-        let whole = format!("UPDATE ONLY {name} SET {} = {}", identifier(column), enclosed(expression));
-        tries.push((format!("update.set.{column}"), bare, whole));
+        let whole = format!("EXPLAIN UPDATE ONLY {name} SET {quoted} = {}", enclosed(expression));
+        if let Err(told) = try_expression(client, expression, &bare, alone.as_deref(), &whole).await? {
+            problems.push(format!("update.set.{column}: {told}"));
+        }
     }
     if let Some(filter) = &spec.update.filter {
-        let bare = format!("SELECT FROM ONLY {name} WHERE {filter}\n");
-        let whole = format!("SELECT FROM ONLY {name} WHERE {} IS TRUE", enclosed(filter));
-        tries.push(("update.where".to_owned(), Some(bare), whole));
-    }
-    for (key, bare, whole) in tries {
-        for statement in bare.into_iter().chain([whole]) {
-            client.batch_execute(EXPLAIN_SETTINGS).await?;
-            let explained = client.query_typed(&format!("EXPLAIN {statement}"), &[]).await;
-            client.batch_execute("ROLLBACK").await?;
-            match explained {
-                Ok(_) => {}
-                Err(error)
-                    if matches!(
-                        Failure::of(&error),
-                        Failure::Data | Failure::Statement | Failure::Connection
-                    ) && error.code().is_some() =>
-                {
-                    problems.push(format!("{key}: {}", expression_error(&error)));
-                    break;
-                }
-                Err(error) => return Err(error),
-            }
+        let bare = format!("SELECT FROM ONLY {name} WHERE {filter}");
+        let whole = format!(
+            "EXPLAIN SELECT FROM ONLY {name} WHERE CASE WHEN {} THEN true ELSE false END",
+            enclosed(filter)
+        );
+        if let Err(told) = try_expression(client, filter, &bare, None, &whole).await? {
+            problems.push(format!("update.where: {told}"));
         }
     }
     Ok(())
 }
 
-fn expression_error(error: &tokio_postgres::Error) -> String {
-    let text = describe(error);
-    if text.contains("supplies 0 parameters") {
-        return "a parameter such as $1 has no meaning here: write the value itself".to_owned();
+/// Tries an expression at the end of a statement, where a syntax error is told as its own; alone,
+/// where it must be a single value; and in the statement as a batch has it.
+async fn try_expression(
+    client: &Client,
+    expression: &str,
+    bare: &str,
+    alone: Option<&str>,
+    whole: &str,
+) -> Result<Result<(), String>, Error> {
+    let told = |told: String| {
+        if expression.contains(';') && told.contains(SYNTAX_ERROR) {
+            "must be one expression, without a semicolon".to_owned()
+        } else {
+            told
+        }
+    };
+    let bare = parse(client, bare).await?;
+    let alone = match alone {
+        Some(alone) => parse(client, alone).await?,
+        None => Ok(Vec::new()),
+    };
+    match (bare, alone) {
+        (_, Ok(types)) if types.first() == Some(&Type::RECORD) => {
+            return Ok(Err(
+                "has more than one value: give every column a line of its own in update.set".to_owned()
+            ));
+        }
+        // What is wrong with it at the end of a statement does not speak of what we write behind it;
+        // unless it was taken for more of the statement than it may be.
+        (Err(bare), Err(_)) if bare.contains(SYNTAX_ERROR) => return Ok(Err(told(bare))),
+        (_, Err(alone)) => return Ok(Err(told(alone))),
+        (Err(bare), Ok(_)) => return Ok(Err(told(bare))),
+        (Ok(_), Ok(_)) => {}
     }
-    if text.contains("multiple commands") {
-        return "must be one expression, without a semicolon".to_owned();
-    }
-    text
+    Ok(ask(client, whole, &[]).await?.map_err(|error| told(describe(&error))))
 }

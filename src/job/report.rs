@@ -12,8 +12,24 @@ use crate::walk::estimate::{self, Estimate};
 use crate::walk::keyset::Start;
 
 /// A report on one job, for a person.
+///
+/// All in one read-only transaction under the settings of a batch: it waits for no lock longer than a
+/// batch would, and sees the plans that a batch will get.
 pub async fn write(
     client: &mut Client,
+    spec: &Spec,
+    preflight: &Preflight,
+) -> Result<String, tokio_postgres::Error> {
+    let transaction = client.transaction().await?;
+    transaction.batch_execute("SET TRANSACTION READ ONLY").await?;
+    transaction.batch_execute(&preflight.plan(spec, 0).settings_sql()).await?;
+    let text = tell(&transaction, spec, preflight).await?;
+    transaction.rollback().await?;
+    Ok(text)
+}
+
+async fn tell(
+    client: &impl GenericClient,
     spec: &Spec,
     preflight: &Preflight,
 ) -> Result<String, tokio_postgres::Error> {
@@ -177,9 +193,9 @@ async fn hot(
     Ok(())
 }
 
-/// The statements of a batch with their plans, under the settings of a batch.
+/// The statements of a batch with their plans.
 async fn plans(
-    client: &mut Client,
+    client: &impl GenericClient,
     spec: &Spec,
     preflight: &Preflight,
     first: &[String],
@@ -194,32 +210,27 @@ async fn plans(
     let values = [key_parameters(first, &types), key_parameters(last, &types)].concat();
     let range: Vec<(&(dyn ToSql + Sync), Type)> =
         values.iter().map(|(value, kind)| (value as &(dyn ToSql + Sync), kind.clone())).collect();
-    let transaction = client.transaction().await?;
-    transaction.batch_execute("SET TRANSACTION READ ONLY").await?;
-    transaction.batch_execute(&preflight.plan(spec, 0).settings_sql()).await?;
-
     let bound = keyset.bound_sql(Start::After);
     let mut parameters = range.clone();
     parameters.push((&offset, Type::INT8));
-    let end: Option<Vec<String>> =
-        transaction.query_typed_opt(&bound, &parameters).await?.map(|row| row.get(0));
-    let bound_plan = explain(&transaction, &bound, &parameters).await?;
+    let end: Option<Vec<String>> = client.query_typed_opt(&bound, &parameters).await?.map(|row| row.get(0));
+    let bound_plan = explain(client, &bound, &parameters).await?;
 
-    let update = keyset.update_sql(&preflight.change, Start::After);
     let end = end.unwrap_or_else(|| last.to_vec());
+    let update = keyset.update_sql(&preflight.change, Start::After, first, &end);
     let values = [key_parameters(first, &types), key_parameters(&end, &types)].concat();
     let range: Vec<(&(dyn ToSql + Sync), Type)> =
         values.iter().map(|(value, kind)| (value as &(dyn ToSql + Sync), kind.clone())).collect();
-    let update_plan = explain(&transaction, &update, &range).await?;
-    transaction.rollback().await?;
+    let update_plan = explain(client, &update, &range).await?;
 
     let _ =
         write!(text, "\nfinding the end of a batch:\n{}\n\n{}\n", indented(&bound), indented(&bound_plan));
     let _ = write!(text, "\nchanging its rows:\n{}\n\n{}\n", indented(&update), indented(&update_plan));
     for (what, plan) in [("finding the end of a batch", &bound_plan), ("changing its rows", &update_plan)] {
-        let on_table = format!("Seq Scan on {}", keyset.table.name);
-        if plan.contains(&on_table) || !plan.contains("Index") {
-            warnings.push(format!("{what} does not use the index {}: read the plan above", keyset.index));
+        let by_key = format!("using {} on", crate::database::identifier(&keyset.index));
+        let by_plain_key = format!("using {} on", keyset.index);
+        if !(plan.contains(&by_key) || plan.contains(&by_plain_key)) || plan.contains("Sort Key") {
+            warnings.push(format!("{what} does not follow the index {}: read the plan above", keyset.index));
         }
     }
     Ok(())

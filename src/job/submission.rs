@@ -4,8 +4,8 @@ use tokio_postgres::Client;
 
 use super::preflight::{self, PreflightError};
 use super::spec::Spec;
-use crate::state::job::Submitted;
-use crate::state::{Actor, State, StateError, job};
+use crate::state::submission::{self, Submitted};
+use crate::state::{self, Actor, State, StateError, job};
 
 /// Why a job was not submitted.
 #[derive(Debug, thiserror::Error)]
@@ -18,23 +18,30 @@ pub enum SubmitError {
     State(#[from] StateError),
 }
 
-/// Examines a job and registers it. A spec that is already known is not examined again.
-pub async fn submit(
+/// Whether a job that could be submitted may be: it can run, or it is known with the same spec, which
+/// is not examined again. Changes nothing.
+pub async fn examine(client: &Client, state: &State, spec: &Spec, replace: bool) -> Result<(), SubmitError> {
+    // Without a state schema that can be read, no job is known.
+    if state::is_current(client, state).await.is_ok() {
+        match job::load(client, state, &spec.name).await {
+            Ok(known) if known.spec == spec.to_json() => return Ok(()),
+            // That the name is taken is the first thing to tell, and the submission tells it.
+            Ok(_) if !replace => return Ok(()),
+            Ok(_) | Err(StateError::UnknownJob { .. }) => {}
+            Err(other) => return Err(other.into()),
+        }
+    }
+    preflight::examine(client, spec, state.schema(), None).await?;
+    Ok(())
+}
+
+/// Registers a job that was examined.
+pub async fn register(
     client: &mut Client,
     state: &State,
     spec: &Spec,
     replace: bool,
     actor: &Actor,
 ) -> Result<Submitted, SubmitError> {
-    let json = spec.to_json();
-    match job::load(&*client, state, &spec.name).await {
-        Ok(known) if known.spec == json => return Ok(Submitted::Unchanged),
-        // Before the preflight: that the name is taken is the first thing to tell.
-        Ok(_) if !replace => {}
-        Ok(_) | Err(StateError::UnknownJob { .. }) => {
-            preflight::examine(&*client, spec, state.schema(), None).await?;
-        }
-        Err(other) => return Err(other.into()),
-    }
-    Ok(job::submit(client, state, &spec.name, &json, replace, actor).await?)
+    Ok(submission::submit(client, state, &spec.name, &spec.to_json(), replace, actor).await?)
 }

@@ -1,20 +1,32 @@
 //! Statements on daemons: who is at work, and whether they still are.
 
+use jiff::Timestamp;
 use postgres_types::Type;
 use tokio_postgres::{Client, GenericClient};
 
 use super::{State, StateError};
 
-/// Registers a daemon that starts (or has a new listening session).
+/// Whether a daemon of this name lives: the server session that it registered is there.
+pub async fn lives(client: &impl GenericClient, state: &State, name: &str) -> Result<bool, StateError> {
+    let row = client
+        .query_typed_one(
+            &state.sql(
+                "SELECT EXISTS (SELECT FROM {s}.daemon d
+                                JOIN pg_stat_activity a
+                                  ON a.pid = d.session_pid AND a.backend_start = d.session_started
+                                WHERE d.name = $1)",
+            ),
+            &[(&name, Type::TEXT)],
+        )
+        .await?;
+    Ok(row.get(0))
+}
+
+/// Registers a daemon that starts; returns the time, by the database's clock.
 ///
 /// Slices held under the same name belong to an earlier process of it and are freed; their epoch is
-/// raised, should that process still live.
-pub async fn register(
-    client: &mut Client,
-    state: &State,
-    name: &str,
-    session_pid: Option<i32>,
-) -> Result<(), StateError> {
+/// raised, should a batch of it still be under way.
+pub async fn register(client: &mut Client, state: &State, name: &str) -> Result<Timestamp, StateError> {
     let transaction = client.transaction().await?;
     transaction
         .execute_typed(
@@ -24,12 +36,14 @@ pub async fn register(
             &[(&name, Type::TEXT)],
         )
         .await?;
-    transaction
-        .execute_typed(
+    let row = transaction
+        .query_typed_one(
             &state.sql(
                 "INSERT INTO {s}.daemon AS d (name, version) VALUES ($1, $2)
                  ON CONFLICT (name) DO UPDATE SET version = excluded.version, state = 'running',
-                     started_at = clock_timestamp(), seen_at = clock_timestamp()",
+                     started_at = clock_timestamp(), seen_at = clock_timestamp(),
+                     session_pid = NULL, session_started = NULL
+                 RETURNING started_at",
             ),
             &[(&name, Type::TEXT), (&env!("CARGO_PKG_VERSION"), Type::TEXT)],
         )
@@ -42,7 +56,7 @@ pub async fn register(
         ))
         .await?;
     transaction.commit().await?;
-    watch_session(client, state, name, session_pid).await
+    Ok(row.get(0))
 }
 
 /// Tells the others which server process stands for this daemon.

@@ -1,4 +1,4 @@
-//! Statements on jobs: submitting, starting, ending, and the changes of state that people ask for.
+//! Statements on jobs: starting, ending, and the changes of state that people ask for.
 //!
 //! Every change of state is one statement that writes its event too, so neither is ever without
 //! the other.
@@ -11,25 +11,6 @@ use tokio_postgres::{Client, GenericClient, Transaction};
 
 use super::{Actor, State, StateError, event, slice};
 
-/// The sections of a spec that say how fast to go and not what to do: changing them keeps the cursor.
-const TUNING_SECTIONS: [&str; 2] = ["batch", "limits"];
-
-/// What a submission did.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Submitted {
-    /// The job is new.
-    New,
-    /// The same spec was already known; nothing was changed.
-    Unchanged,
-    /// Only tuning changed: the walk goes on from its cursor.
-    Retuned,
-    /// What the job does changed: it starts again from the first row.
-    Restarted {
-        /// How many rows the walk had scanned under the old spec.
-        rows_forgotten: i64,
-    },
-}
-
 /// Whether a change that was asked for had anything to do.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Changed {
@@ -37,132 +18,6 @@ pub enum Changed {
     Done,
     /// The job already was in the state asked for.
     Already(String),
-}
-
-/// Registers a job.
-pub async fn submit(
-    client: &mut Client,
-    state: &State,
-    name: &str,
-    spec: &Value,
-    replace: bool,
-    actor: &Actor,
-) -> Result<Submitted, StateError> {
-    let transaction = client.transaction().await?;
-    let inserted = transaction
-        .execute_typed(
-            &state.sql("INSERT INTO {s}.job (name, spec) VALUES ($1, $2) ON CONFLICT DO NOTHING"),
-            &[(&name, Type::TEXT), (spec, Type::JSONB)],
-        )
-        .await?;
-    let submitted = if inserted == 1 {
-        event::record(&transaction, state, Some(name), "submitted", actor, "the job is new").await?;
-        Submitted::New
-    } else {
-        resubmit(&transaction, state, name, spec, replace, actor).await?
-    };
-    transaction.commit().await?;
-    Ok(submitted)
-}
-
-async fn resubmit(
-    transaction: &Transaction<'_>,
-    state: &State,
-    name: &str,
-    spec: &Value,
-    replace: bool,
-    actor: &Actor,
-) -> Result<Submitted, StateError> {
-    let row = transaction
-        .query_typed_one(
-            &state.sql("SELECT spec FROM {s}.job WHERE name = $1 FOR UPDATE"),
-            &[(&name, Type::TEXT)],
-        )
-        .await?;
-    let known: Value = row.get(0);
-    let different = differing_keys(&known, spec);
-    if different.is_empty() {
-        return Ok(Submitted::Unchanged);
-    }
-    let difference = different.join(", ");
-    if !replace {
-        return Err(StateError::Different { name: name.to_owned(), difference });
-    }
-    let only_tuning = different.iter().all(|key| {
-        TUNING_SECTIONS.iter().any(|section| key == section || key.starts_with(&format!("{section}.")))
-    });
-    if only_tuning {
-        transaction
-            .execute_typed(
-                &state.sql("UPDATE {s}.job SET spec = $2, revision = revision + 1 WHERE name = $1"),
-                &[(&name, Type::TEXT), (spec, Type::JSONB)],
-            )
-            .await?;
-        let reason = format!("changed {difference}; the walk goes on from its cursor");
-        event::record(transaction, state, Some(name), "replaced", actor, &reason).await?;
-        return Ok(Submitted::Retuned);
-    }
-    close_gate(transaction, state, name).await?;
-    let rows_forgotten: i64 = transaction
-        .query_typed_one(
-            &state.sql("SELECT coalesce(sum(rows_scanned), 0)::bigint FROM {s}.slice WHERE job = $1"),
-            &[(&name, Type::TEXT)],
-        )
-        .await?
-        .get(0);
-    for table in ["slice", "quarantine"] {
-        transaction
-            .execute_typed(
-                &state.sql(&format!("DELETE FROM {{s}}.{table} WHERE job = $1")),
-                &[(&name, Type::TEXT)],
-            )
-            .await?;
-    }
-    transaction
-        .execute_typed(
-            &state.sql(
-                "UPDATE {s}.job SET spec = $2, revision = revision + 1, error = NULL, key_columns = NULL,
-                        state = CASE state WHEN 'paused' THEN 'paused' ELSE 'pending' END,
-                        table_rows = NULL, started_at = NULL, finished_at = NULL,
-                        submitted_at = clock_timestamp()
-                 WHERE name = $1",
-            ),
-            &[(&name, Type::TEXT), (spec, Type::JSONB)],
-        )
-        .await?;
-    let reason = format!(
-        "changed {difference}; the walk starts again from the first row ({rows_forgotten} rows had been scanned)"
-    );
-    event::record(transaction, state, Some(name), "replaced", actor, &reason).await?;
-    Ok(Submitted::Restarted { rows_forgotten })
-}
-
-/// The keys, dotted, under which two specs differ: `update.where`, `limits.rows_per_second`.
-fn differing_keys(known: &Value, new: &Value) -> Vec<String> {
-    fn walk(path: &str, known: Option<&Value>, new: Option<&Value>, found: &mut Vec<String>) {
-        let empty = serde_json::Map::new();
-        match (known, new) {
-            (known, new) if known == new => {}
-            // A section that one side lacks is an empty one, so that the keys in it are named.
-            (Some(Value::Object(_)) | None, Some(Value::Object(_)) | None) => {
-                let object = |side: Option<&Value>| {
-                    side.and_then(Value::as_object).cloned().unwrap_or_else(|| empty.clone())
-                };
-                let (known, new) = (object(known), object(new));
-                let mut keys: Vec<&String> = known.keys().chain(new.keys()).collect();
-                keys.sort();
-                keys.dedup();
-                for key in keys {
-                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                    walk(&path, known.get(key), new.get(key), found);
-                }
-            }
-            _ => found.push(path.to_owned()),
-        }
-    }
-    let mut found = Vec::new();
-    walk("", Some(known), Some(new), &mut found);
-    found
 }
 
 /// A job as a daemon needs it to work on it.
@@ -176,6 +31,10 @@ pub struct Record {
     pub revision: i32,
     /// The key fixed at the start; none before.
     pub key_columns: Option<Vec<String>>,
+    /// The index that the key was taken from.
+    pub key_index: Option<String>,
+    /// The table found at the start.
+    pub table_oid: Option<u32>,
     /// Live rows of the table when the job started, as estimated then.
     pub table_rows: i64,
 }
@@ -189,7 +48,7 @@ pub async fn lock_next_pending(
     let row = transaction
         .query_typed_opt(
             &state.sql(
-                "SELECT name, spec, revision, key_columns, coalesce(table_rows, 0) FROM {s}.job
+                "SELECT name, spec, revision, key_columns, coalesce(table_rows, 0), key_index, table_oid FROM {s}.job
                  WHERE state = 'pending' AND name <> ALL ($1) ORDER BY submitted_at, name
                  LIMIT 1 FOR UPDATE SKIP LOCKED",
             ),
@@ -204,7 +63,7 @@ pub async fn load(client: &impl GenericClient, state: &State, name: &str) -> Res
     let row = client
         .query_typed_opt(
             &state.sql(
-                "SELECT name, spec, revision, key_columns, coalesce(table_rows, 0) FROM {s}.job WHERE name = $1",
+                "SELECT name, spec, revision, key_columns, coalesce(table_rows, 0), key_index, table_oid FROM {s}.job WHERE name = $1",
             ),
             &[(&name, Type::TEXT)],
         )
@@ -222,7 +81,24 @@ fn record(row: &tokio_postgres::Row) -> Record {
         revision: row.get(2),
         key_columns: row.get(3),
         table_rows: row.get(4),
+        key_index: row.get(5),
+        table_oid: row.get(6),
     }
+}
+
+/// What is fixed when a job starts.
+#[derive(Debug)]
+pub struct Walk<'a> {
+    /// The columns of the key, in order.
+    pub key_columns: &'a [String],
+    /// The index that the key is taken from.
+    pub key_index: &'a str,
+    /// The table.
+    pub table_oid: u32,
+    /// About how many live rows it has.
+    pub table_rows: i64,
+    /// Its key ranges; none when no row lies within the bounds.
+    pub slices: &'a [slice::Range],
 }
 
 /// Starts a job: fixes its key, lays down its slices, and says so.
@@ -230,19 +106,24 @@ pub async fn start(
     transaction: &Transaction<'_>,
     state: &State,
     name: &str,
-    key_columns: &[String],
-    table_rows: i64,
-    slices: &[slice::Range],
+    walk: &Walk<'_>,
     actor: &Actor,
 ) -> Result<(), StateError> {
+    let Walk { key_columns, key_index, table_oid, table_rows, slices } = walk;
     transaction
         .execute_typed(
             &state.sql(
                 "UPDATE {s}.job SET state = 'running', started_at = clock_timestamp(),
-                        key_columns = $2, table_rows = $3
+                        key_columns = $2, table_rows = $3, key_index = $4, table_oid = $5
                  WHERE name = $1",
             ),
-            &[(&name, Type::TEXT), (&key_columns, Type::TEXT_ARRAY), (&table_rows, Type::INT8)],
+            &[
+                (&name, Type::TEXT),
+                (key_columns, Type::TEXT_ARRAY),
+                (table_rows, Type::INT8),
+                (key_index, Type::TEXT),
+                (table_oid, Type::OID),
+            ],
         )
         .await?;
     slice::insert(transaction, state, name, slices).await?;
@@ -259,7 +140,7 @@ pub async fn start(
 
 /// Ends every running job of which no slice is left to walk; returns their names.
 ///
-/// The commit waits for the disk, whatever the batches did, and hardens all of them with it.
+/// The commit waits for the disk, whatever the session's setting, and hardens all batches with it.
 pub async fn complete_walked(
     client: &impl GenericClient,
     state: &State,
@@ -281,7 +162,11 @@ pub async fn complete_walked(
                             || coalesce(sum(s.rows_quarantined), 0) || ' quarantined'
                      FROM walked w LEFT JOIN {s}.slice s ON s.job = w.name GROUP BY w.name
                  )
-                 SELECT name FROM walked",
+                 SELECT name, set_config('synchronous_commit',
+                                         CASE current_setting('synchronous_commit')
+                                             WHEN 'off' THEN 'on'
+                                             ELSE current_setting('synchronous_commit') END, true)
+                 FROM walked",
             ),
             &[(&actor.0, Type::TEXT)],
         )
@@ -351,8 +236,16 @@ pub async fn quiesce(client: &mut Client, state: &State, name: &str) -> Result<(
 
 /// Every batch passes its job's gate, a shared lock that it keeps to the end of its transaction;
 /// whoever closes the gate thereby waits for the batches in flight.
-async fn close_gate(transaction: &Transaction<'_>, state: &State, name: &str) -> Result<(), StateError> {
-    let close = format!("SELECT pg_advisory_xact_lock({})", gate_key(state, name));
+pub(super) async fn close_gate(
+    transaction: &Transaction<'_>,
+    state: &State,
+    name: &str,
+) -> Result<(), StateError> {
+    // A batch ends by its own timeouts, which may be longer than the session's.
+    let close = format!(
+        "SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0; SELECT pg_advisory_xact_lock({})",
+        gate_key(state, name)
+    );
     transaction.batch_execute(&close).await?;
     Ok(())
 }
@@ -537,21 +430,4 @@ pub(super) async fn unknown(
         format!(": the latest are {}", names.join(", "))
     };
     Ok(StateError::UnknownJob { name: name.to_owned(), known })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn differing_keys_are_named_with_their_section() {
-        let known = json!({"table": "t", "update": {"set": {"a": "1"}}, "limits": {"rows_per_second": 5}});
-        let new = json!({"table": "t", "update": {"set": {"a": "2"}}, "batch": {"max_rows": 9}});
-        assert_eq!(
-            differing_keys(&known, &new),
-            ["batch.max_rows", "limits.rows_per_second", "update.set.a"]
-        );
-        assert!(differing_keys(&known, &known).is_empty());
-    }
 }

@@ -8,6 +8,7 @@ pub mod event;
 pub mod job;
 pub mod slice;
 pub mod status;
+pub mod submission;
 mod upgrade;
 
 pub use upgrade::{LATEST_VERSION, Upgraded, is_current, upgrade};
@@ -47,6 +48,18 @@ pub enum StateError {
         /// What the server said.
         reason: String,
     },
+    /// The role may not use the state schema.
+    #[error(
+        "{reason}: GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}"
+    )]
+    Forbidden {
+        /// What the server said.
+        reason: String,
+        /// The schema, as SQL.
+        schema: String,
+        /// The role, as SQL.
+        role: String,
+    },
     /// There is no such job.
     #[error("there is no job \"{name}\"{known}")]
     UnknownJob {
@@ -75,6 +88,9 @@ pub enum StateError {
         /// The keys that differ.
         difference: String,
     },
+    /// A row of the state schema that the program cannot have written.
+    #[error("the state schema has a job that cannot be read: {0}: look at its spec in table job")]
+    Malformed(String),
     /// Any other error of the database.
     #[error("the database refused an operation on the state schema: {}", describe(.0))]
     Database(#[from] tokio_postgres::Error),

@@ -44,6 +44,8 @@ pub struct Claim {
     pub number: i32,
     /// The epoch of this claim.
     pub epoch: i64,
+    /// Whose claim it is.
+    pub owner: String,
     /// Its key range.
     pub range: Range,
 }
@@ -61,11 +63,15 @@ pub struct Position {
     pub job_state: String,
     /// Counts the changes of the job's spec.
     pub job_revision: i32,
+    /// Whether the table's name still belongs to the table that the walk began on.
+    pub is_same_table: bool,
 }
 
 /// What one batch adds to its slice.
 #[derive(Debug, Clone)]
 pub struct Advance<'a> {
+    /// How many batches were committed when the cursor was read: it is moved from there only.
+    pub batches_before: i64,
     /// The last key that is done now.
     pub cursor_key: &'a [String],
     /// Rows passed over.
@@ -166,25 +172,36 @@ pub async fn claim(
         job: row.get(0),
         number: row.get(1),
         epoch: row.get(2),
+        owner: owner.to_owned(),
         range: Range { first_key: row.get(3), last_key: row.get(4), estimated_rows: row.get(5) },
     }))
 }
 
-/// Reads where the walk stands; none when the claim's epoch is over.
+/// Reads where the walk stands; none when the claim is over. `table` is the name of the table as SQL.
 pub async fn position(
     client: &impl GenericClient,
     state: &State,
     claim: &Claim,
+    table: &str,
 ) -> Result<Option<Position>, StateError> {
     let row = client
         .query_typed_opt(
             &state.sql(
                 "SELECT s.cursor_key, s.batches, s.rows_scanned, s.rows_changed, s.rows_quarantined,
-                        s.finished_at IS NOT NULL, j.state, j.revision
+                        s.finished_at IS NOT NULL, j.state, j.revision,
+                        coalesce(to_regclass($5) = j.table_oid, false)
                  FROM {s}.slice s JOIN {s}.job j ON j.name = s.job
-                 WHERE s.job = $1 AND s.number = $2 AND s.epoch = $3",
+                 WHERE s.job = $1 AND s.number = $2 AND s.epoch = $3
+                   -- A slice that was walked to its end has no owner any more.
+                   AND (s.owner = $4 OR s.finished_at IS NOT NULL)",
             ),
-            &[(&claim.job, Type::TEXT), (&claim.number, Type::INT4), (&claim.epoch, Type::INT8)],
+            &[
+                (&claim.job, Type::TEXT),
+                (&claim.number, Type::INT4),
+                (&claim.epoch, Type::INT8),
+                (&claim.owner, Type::TEXT),
+                (&table, Type::TEXT),
+            ],
         )
         .await?;
     Ok(row.map(|row| Position {
@@ -198,15 +215,16 @@ pub async fn position(
         finished: row.get(5),
         job_state: row.get(6),
         job_revision: row.get(7),
+        is_same_table: row.get(8),
     }))
 }
 
 /// The SQLSTATE of an advance under an epoch that is over, raised by `require_lease`.
 const LEASE_LOST: SqlState = SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE;
 
-/// Moves the cursor, in the transaction that changed the rows. False when the claim's epoch is over:
-/// the statement has failed then, and with it the transaction, so that a COMMIT that was sent behind
-/// it commits nothing.
+/// Moves the cursor, in the transaction that changed the rows. False when the claim is over, or the
+/// cursor is not where it was read: the statement has failed then, and with it the transaction, so
+/// that a COMMIT that was sent behind it commits nothing.
 pub async fn advance(
     client: &impl GenericClient,
     state: &State,
@@ -226,7 +244,7 @@ pub async fn advance(
                          owner = CASE WHEN $10 THEN NULL ELSE owner END,
                          lease_until = CASE WHEN NOT $10
                                             THEN clock_timestamp() + make_interval(secs => $11) END
-                     WHERE job = $1 AND number = $2 AND epoch = $3 AND owner IS NOT NULL
+                     WHERE job = $1 AND number = $2 AND epoch = $3 AND owner = $12 AND batches = $13
                      RETURNING job
                  )
                  SELECT {s}.require_lease((SELECT count(*) FROM moved))",
@@ -243,6 +261,8 @@ pub async fn advance(
                 (&advance.active.as_secs_f64(), Type::FLOAT8),
                 (&advance.finished, Type::BOOL),
                 (&advance.lease.as_secs_f64(), Type::FLOAT8),
+                (&claim.owner, Type::TEXT),
+                (&advance.batches_before, Type::INT8),
             ],
         )
         .await;
@@ -264,11 +284,7 @@ pub async fn quarantine(
 ) -> Result<(), StateError> {
     client
         .execute_typed(
-            &state.sql(
-                "INSERT INTO {s}.quarantine (job, key, sqlstate, message) VALUES ($1, $2, $3, $4)
-                 ON CONFLICT (job, key) DO UPDATE
-                 SET sqlstate = excluded.sqlstate, message = excluded.message, at = clock_timestamp()",
-            ),
+            &state.sql("INSERT INTO {s}.quarantine (job, key, sqlstate, message) VALUES ($1, $2, $3, $4)"),
             &[(&job, Type::TEXT), (&key, Type::TEXT_ARRAY), (&sqlstate, Type::TEXT), (&message, Type::TEXT)],
         )
         .await?;
@@ -296,12 +312,14 @@ pub async fn estimate(
     client
         .execute_typed(
             &state.sql(
-                "UPDATE {s}.slice SET estimated_rows = $4 WHERE job = $1 AND number = $2 AND epoch = $3",
+                "UPDATE {s}.slice SET estimated_rows = $5
+                 WHERE job = $1 AND number = $2 AND epoch = $3 AND owner = $4",
             ),
             &[
                 (&claim.job, Type::TEXT),
                 (&claim.number, Type::INT4),
                 (&claim.epoch, Type::INT8),
+                (&claim.owner, Type::TEXT),
                 (&rows, Type::INT8),
             ],
         )
@@ -315,18 +333,37 @@ pub async fn release(client: &impl GenericClient, state: &State, claim: &Claim) 
         .execute_typed(
             &state.sql(
                 "UPDATE {s}.slice SET owner = NULL, lease_until = NULL, rows_per_second = 0
-                 WHERE job = $1 AND number = $2 AND epoch = $3 AND owner IS NOT NULL",
+                 WHERE job = $1 AND number = $2 AND epoch = $3 AND owner = $4",
             ),
-            &[(&claim.job, Type::TEXT), (&claim.number, Type::INT4), (&claim.epoch, Type::INT8)],
+            &[
+                (&claim.job, Type::TEXT),
+                (&claim.number, Type::INT4),
+                (&claim.epoch, Type::INT8),
+                (&claim.owner, Type::TEXT),
+            ],
         )
         .await?;
     Ok(())
 }
 
-/// Renews the leases of the given claims.
+/// Hands back whatever the owner still has: a claim that was under way when it stopped.
+pub async fn release_all(client: &impl GenericClient, state: &State, owner: &str) -> Result<(), StateError> {
+    client
+        .execute_typed(
+            &state.sql(
+                "UPDATE {s}.slice SET owner = NULL, lease_until = NULL, rows_per_second = 0 WHERE owner = $1",
+            ),
+            &[(&owner, Type::TEXT)],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Renews the leases of the given claims of one owner.
 pub async fn renew(
     client: &impl GenericClient,
     state: &State,
+    owner: &str,
     claims: &[Claim],
     lease: Duration,
 ) -> Result<(), StateError> {
@@ -339,13 +376,14 @@ pub async fn renew(
                 "UPDATE {s}.slice s SET lease_until = clock_timestamp() + make_interval(secs => $4)
                  FROM unnest($1, $2, $3) AS held (job, number, epoch)
                  WHERE s.job = held.job AND s.number = held.number AND s.epoch = held.epoch
-                   AND s.owner IS NOT NULL",
+                   AND s.owner = $5",
             ),
             &[
                 (&jobs, Type::TEXT_ARRAY),
                 (&numbers, Type::INT4_ARRAY),
                 (&epochs, Type::INT8_ARRAY),
                 (&lease.as_secs_f64(), Type::FLOAT8),
+                (&owner, Type::TEXT),
             ],
         )
         .await?;

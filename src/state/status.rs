@@ -67,7 +67,7 @@ pub async fn list(client: &impl GenericClient, state: &State) -> Result<Vec<Stat
     let rows = client
         .query_typed(&state.sql("SELECT to_jsonb(v) FROM {s}.status v ORDER BY submitted_at DESC, name"), &[])
         .await?;
-    Ok(rows.iter().map(|row| parse(row.get(0))).collect())
+    rows.iter().map(|row| parse(row.get(0))).collect()
 }
 
 /// One job.
@@ -79,13 +79,13 @@ pub async fn of(client: &impl GenericClient, state: &State, name: &str) -> Resul
         )
         .await?;
     match row {
-        Some(row) => Ok(parse(row.get(0))),
+        Some(row) => parse(row.get(0)),
         None => Err(job::unknown(client, state, name).await?),
     }
 }
 
-fn parse(row: Value) -> Status {
-    serde_json::from_value(row).expect("the view has the columns of its own schema version")
+fn parse(row: Value) -> Result<Status, StateError> {
+    serde_json::from_value(row).map_err(|error| StateError::Malformed(error.to_string()))
 }
 
 /// For each running job, the seconds since it last committed a batch or, before its first, since it started.

@@ -1,6 +1,7 @@
 //! Creating and upgrading the state schema: numbered files, each applied once, in one transaction
 //! that holds a lock, so that two hosts can try at once.
 
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, GenericClient, Transaction};
 
 use super::{Actor, State, StateError};
@@ -48,9 +49,18 @@ pub async fn upgrade(client: &mut Client, state: &State, actor: &Actor) -> Resul
         Err(StateError::Outdated { .. }) => {}
         Err(other) => return Err(other),
     }
-    let failed = |error: tokio_postgres::Error| StateError::Upgrade {
-        schema: state.name.clone(),
-        reason: describe(&error),
+    let row = client
+        .query_typed_one("SELECT quote_ident(current_database()), quote_ident(current_user)", &[])
+        .await?;
+    let (database, role): (String, String) = (row.get(0), row.get(1));
+    let failed = |error: tokio_postgres::Error| {
+        let advice = match error.code() {
+            Some(&SqlState::INSUFFICIENT_PRIVILEGE) => format!(
+                ": GRANT CREATE ON DATABASE {database} TO {role}, or run `backfilld init` with a role that may create the schema"
+            ),
+            _ => String::new(),
+        };
+        StateError::Upgrade { schema: state.name.clone(), reason: format!("{}{advice}", describe(&error)) }
     };
     let transaction = client.transaction().await.map_err(failed)?;
     transaction
@@ -129,8 +139,18 @@ async fn found_version(client: &impl GenericClient, state: &State) -> Result<Opt
     if !exists {
         return Ok(None);
     }
-    let row = client.query_typed_one(&state.sql("SELECT max(version) FROM {s}.schema_version"), &[]).await?;
-    Ok(row.get(0))
+    match client.query_typed_one(&state.sql("SELECT max(version) FROM {s}.schema_version"), &[]).await {
+        Ok(row) => Ok(row.get(0)),
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            let row = client.query_typed_one("SELECT quote_ident(current_user)", &[]).await?;
+            Err(StateError::Forbidden {
+                reason: describe(&error),
+                schema: state.quoted.clone(),
+                role: row.get(0),
+            })
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn newer(state: &State, found: i32) -> StateError {

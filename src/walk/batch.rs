@@ -10,17 +10,19 @@
 //!
 //! The cursor is read anew in every batch, so that nothing that happened since (a COMMIT whose
 //! answer was lost, a server that crashed and forgot its last asynchronous commits) needs to be
-//! guessed. A batch is never abandoned half-way by dropping its future: the server would go on with
+//! guessed. And it is moved only from where it was read: a COMMIT that was sent may still be carried
+//! out while its batch is tried again on another connection, which then finds itself overtaken. A batch is never abandoned half-way by dropping its future: the server would go on with
 //! the statement. It ends by the timeouts that the server enforces.
 
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use futures_util::future;
 use postgres_types::{ToSql, Type};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::keyset::{Change, Keyset, Start};
-use crate::database::{Failure, KeyValue, describe, key_parameters, literal};
+use super::keyset::{self, Keyset, Start};
+use crate::database::{Failure, KeyValue, describe, describe_with_detail, key_parameters, literal};
 use crate::state::{State, StateError, job, slice};
 
 /// What holds for every batch of a job.
@@ -29,7 +31,7 @@ pub struct Plan {
     /// The table and its key.
     pub keyset: Keyset,
     /// What is done to the rows.
-    pub change: Change,
+    pub change: keyset::Change,
     /// The revision of the job's spec that this plan was made from.
     pub job_revision: i32,
     /// How long a batch may wait for a lock.
@@ -48,33 +50,42 @@ impl Plan {
         let milliseconds = |time: Duration| time.as_millis().max(1).to_string();
         // A daemon that was stopped in the middle of a batch must not keep its locks for ever.
         let idle = self.statement_timeout.max(Duration::from_secs(10));
-        let settings = [
+        let mut settings = vec![
             ("synchronous_commit", self.synchronous_commit.clone()),
             ("lock_timeout", milliseconds(self.lock_timeout)),
             ("statement_timeout", milliseconds(self.statement_timeout)),
             ("idle_in_transaction_session_timeout", milliseconds(idle)),
-            // Keys travel as text: the text must not depend on who reads it.
-            ("TimeZone", "UTC".to_owned()),
-            ("DateStyle", "ISO, YMD".to_owned()),
-            ("IntervalStyle", "postgres".to_owned()),
-            ("bytea_output", "hex".to_owned()),
-            ("extra_float_digits", "1".to_owned()),
             // The key's index gives range and order. Without statistics, or with stale ones, the
             // planner may take the range for small and sort it, or for large and scan the table.
             ("enable_seqscan", "off".to_owned()),
             ("enable_bitmapscan", "off".to_owned()),
             ("enable_sort", "off".to_owned()),
+            ("enable_incremental_sort", "off".to_owned()),
+            ("enable_indexscan", "on".to_owned()),
+            ("enable_indexonlyscan", "on".to_owned()),
             ("max_parallel_workers_per_gather", "0".to_owned()),
             // A plan node that is switched off costs so much that JIT would find it worth compiling.
             ("jit", "off".to_owned()),
         ];
-        settings.map(|(name, value)| format!("SET LOCAL {name} = {};\n", literal(&value))).concat()
+        if self.keyset.has_rival_index {
+            // The rows of a batch are joined one by one, each by its key.
+            settings.extend(
+                ["enable_hashjoin", "enable_mergejoin", "enable_hashagg", "enable_material"]
+                    .map(|name| (name, "off".to_owned())),
+            );
+        }
+        let mut sql = String::new();
+        for (name, value) in settings {
+            let _ = writeln!(sql, "SET LOCAL {name} = {};", literal(&value));
+        }
+        sql + &key_text_settings_sql() + &self.keyset.operator_schemas_sql()
     }
 
-    /// Opens a batch's transaction and passes the job's gate.
+    /// Opens a batch's transaction and passes the job's gate. Not READ WRITE: an administrator who has
+    /// set the database read-only means it.
     fn begin_sql(&self, state: &State, job: &str) -> String {
         format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;\n{}{}{}",
+            "BEGIN ISOLATION LEVEL READ COMMITTED;\n{}{}{}",
             self.settings_sql(),
             // A violated constraint must show while the row can still be found, not at COMMIT.
             "SET CONSTRAINTS ALL IMMEDIATE;\n",
@@ -83,11 +94,26 @@ impl Plan {
     }
 
     /// How long a batch may take before the connection is given up: every statement is bounded by
-    /// the server, so only a server or network that does not answer at all takes longer.
+    /// the server, and a batch has fewer than ten that do more than a moment's work, so only a server
+    /// or network that does not answer takes longer.
     #[must_use]
     pub fn deadline(&self) -> Duration {
-        self.statement_timeout * 5 + Duration::from_secs(10)
+        self.statement_timeout * 10 + Duration::from_secs(10)
     }
+}
+
+/// The settings on which the text of a key value depends: it must not matter who reads it.
+#[must_use]
+pub fn key_text_settings_sql() -> String {
+    [
+        ("TimeZone", "UTC"),
+        ("DateStyle", "ISO, YMD"),
+        ("IntervalStyle", "postgres"),
+        ("bytea_output", "hex"),
+        ("extra_float_digits", "1"),
+    ]
+    .map(|(name, value)| format!("SET LOCAL {name} = {};\n", literal(value)))
+    .concat()
 }
 
 /// What is asked of one batch.
@@ -95,8 +121,8 @@ impl Plan {
 pub struct Request {
     /// How many rows to scan at most.
     pub rows: u64,
-    /// Whether a single row that cannot be changed is set aside; else the batch fails.
-    pub may_quarantine: bool,
+    /// How many rows of the job may be set aside. Looked at when a batch of one row fails.
+    pub max_quarantined_rows: u64,
     /// The pace, for the status.
     pub rows_per_second: f64,
     /// Time walked since the last batch, this one's excepted.
@@ -117,10 +143,20 @@ pub enum Outcome {
         /// The job's state, where it could be read.
         job_state: Option<String>,
     },
-    /// The job's spec was changed: make a new plan.
+    /// The job's spec was changed, or the table's name belongs to another table now: make a new plan.
     Revised,
     /// The slice belongs to somebody else by now, or is no more.
     Lost,
+    /// The slice has moved since its cursor was read: rolled back. Whether it is still ours, and from
+    /// where to go on, the next batch reads.
+    Overtaken,
+    /// One row cannot be changed, and no more may be set aside: rolled back.
+    Unchangeable {
+        /// The row.
+        row: SetAside,
+        /// How many rows of the job are set aside already.
+        quarantined: u64,
+    },
 }
 
 /// A batch that was committed.
@@ -202,14 +238,17 @@ pub async fn run(
     claim: &slice::Claim,
     request: Request,
 ) -> Result<Outcome, BatchError> {
-    let begun = Instant::now();
-    let gate =
-        client.simple_query(&plan.begin_sql(state, &claim.job)).await.map_err(BatchError::at(Step::Begin))?;
-    if !passed(&gate) {
+    let started = Instant::now();
+    // Sent together, in this order, to save a round trip. The position is read by a statement of its
+    // own behind the gate: its snapshot sees what whoever closed the gate did.
+    let begin = plan.begin_sql(state, &claim.job);
+    let table = plan.keyset.table.sql();
+    let (gate, position) =
+        future::join(client.simple_query(&begin), slice::position(client, state, claim, &table)).await;
+    if !passed(&gate.map_err(BatchError::at(Step::Begin))?) {
         return stop(client, Outcome::Held { job_state: None }).await;
     }
-    // A statement of its own, after the gate: its snapshot sees what whoever closed the gate did.
-    let position = slice::position(client, state, claim).await.map_err(BatchError::at_state(Step::Begin))?;
+    let position = position.map_err(BatchError::at_state(Step::Begin))?;
     let Some(position) = position else { return stop(client, Outcome::Lost).await };
     if position.finished {
         return stop(client, Outcome::AlreadyFinished(position.totals)).await;
@@ -217,24 +256,30 @@ pub async fn run(
     if position.job_state != "running" {
         return stop(client, Outcome::Held { job_state: Some(position.job_state) }).await;
     }
-    if position.job_revision != plan.job_revision {
+    if position.job_revision != plan.job_revision || !position.is_same_table {
         return stop(client, Outcome::Revised).await;
     }
 
     let executing = Instant::now();
     let extent = extent(client, plan, claim, &position, request.rows).await?;
-    let (rows_changed, set_aside) =
-        change_rows(client, state, plan, claim, &position, &extent, request).await?;
+    let (rows_changed, set_aside) = match change_rows(client, state, plan, claim, &extent, request).await? {
+        Change::Rows(rows) => (rows, None),
+        Change::SetAside(row) => (0, Some(row)),
+        Change::Refused { row, quarantined } => {
+            return stop(client, Outcome::Unchangeable { row, quarantined }).await;
+        }
+    };
     let execution = executing.elapsed();
 
     let advance = slice::Advance {
+        batches_before: position.totals.batches,
         cursor_key: &extent.last_key,
         rows_scanned: i64::try_from(extent.rows).expect("a batch has at most max_rows rows"),
         rows_changed: i64::try_from(rows_changed).expect("a batch changes at most max_rows rows"),
         rows_quarantined: i64::from(set_aside.is_some()),
         finished: extent.is_last,
         rows_per_second: request.rows_per_second,
-        active: request.active_before + begun.elapsed(),
+        active: request.active_before + started.elapsed(),
         lease: request.lease,
     };
     // Sent together too. An advance that finds the lease gone raises an error, and a COMMIT of a failed
@@ -242,7 +287,7 @@ pub async fn run(
     let (advanced, ended) =
         future::join(slice::advance(client, state, claim, &advance), client.batch_execute("COMMIT")).await;
     if !advanced.map_err(BatchError::at_state(Step::Cursor))? {
-        return Ok(Outcome::Lost);
+        return Ok(Outcome::Overtaken);
     }
     ended.map_err(BatchError::at(Step::Commit))?;
     Ok(Outcome::Committed(Committed {
@@ -267,8 +312,13 @@ async fn stop(client: &Client, outcome: Outcome) -> Result<Outcome, BatchError> 
     Ok(outcome)
 }
 
-fn passed(gate: &[SimpleQueryMessage]) -> bool {
-    gate.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t")))
+/// The gate is the last of the statements that open a batch.
+fn passed(opened: &[SimpleQueryMessage]) -> bool {
+    let last_row = opened.iter().rev().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    last_row == Some("t")
 }
 
 /// The key range of one batch.
@@ -304,6 +354,10 @@ async fn extent(
     };
     if let Some(last_key) = bound {
         let is_last = last_key == *slice_end;
+        if rows == 1 {
+            // This row and no other, should one be inserted before it meanwhile: it may be set aside.
+            return Ok(Extent { start: Start::At, start_key: last_key.clone(), last_key, rows, is_last });
+        }
         return Ok(Extent { start, start_key, last_key, rows, is_last });
     }
     // Fewer rows are left than the batch may have: take all, and say how many they were.
@@ -317,41 +371,51 @@ async fn extent(
     Ok(Extent { start, start_key, last_key: slice_end.clone(), rows, is_last: true })
 }
 
-/// Changes the rows of the extent; of an extent of a single row that cannot be changed, sets it
-/// aside instead when that is allowed.
+/// What became of the rows of an extent.
+enum Change {
+    Rows(u64),
+    SetAside(SetAside),
+    Refused { row: SetAside, quarantined: u64 },
+}
+
+/// Changes the rows of the extent. A batch of one row that cannot be changed sets it aside, while
+/// that is allowed.
 async fn change_rows(
     client: &Client,
     state: &State,
     plan: &Plan,
     claim: &slice::Claim,
-    position: &slice::Position,
     extent: &Extent,
     request: Request,
-) -> Result<(u64, Option<SetAside>), BatchError> {
-    debug_assert!(position.cursor_key.is_none() || extent.start == Start::After);
+) -> Result<Change, BatchError> {
     if extent.rows == 0 {
-        return Ok((0, None));
+        return Ok(Change::Rows(0));
     }
-    let single = extent.rows == 1 && request.may_quarantine;
-    if single {
-        client.batch_execute("SAVEPOINT row").await.map_err(BatchError::at(Step::Rows))?;
+    let at = || BatchError::at(Step::Rows);
+    let is_single = request.rows == 1;
+    if is_single {
+        client.batch_execute("SAVEPOINT row").await.map_err(at())?;
     }
     let range = Parameters::new(plan, &extent.start_key, &extent.last_key);
-    let updated =
-        client.execute_typed(&plan.keyset.update_sql(&plan.change, extent.start), &range.all()).await;
-    match updated {
-        Ok(rows) => Ok((rows, None)),
-        Err(error) if single && Failure::of(&error) == Failure::Data => {
-            client.batch_execute("ROLLBACK TO SAVEPOINT row").await.map_err(BatchError::at(Step::Rows))?;
-            let sqlstate = error.code().map_or("", |state| state.code());
-            let set_aside = SetAside { key: extent.last_key.clone(), message: describe(&error) };
-            slice::quarantine(client, state, &claim.job, &set_aside.key, sqlstate, &set_aside.message)
-                .await
-                .map_err(BatchError::at_state(Step::Rows))?;
-            Ok((0, Some(set_aside)))
-        }
-        Err(error) => Err(BatchError { step: Step::Rows, error }),
+    let sql = plan.keyset.update_sql(&plan.change, extent.start, &extent.start_key, &extent.last_key);
+    let error = match client.execute_typed(&sql, &range.all()).await {
+        Ok(rows) => return Ok(Change::Rows(rows)),
+        Err(error) if is_single && Failure::of_row(&error) == Failure::Data => error,
+        Err(error) => return Err(BatchError { step: Step::Rows, error }),
+    };
+    client.batch_execute("ROLLBACK TO SAVEPOINT row").await.map_err(at())?;
+    let row = SetAside { key: extent.last_key.clone(), message: describe(&error) };
+    let quarantined =
+        slice::quarantined(client, state, &claim.job).await.map_err(BatchError::at_state(Step::Rows))?;
+    let quarantined = u64::try_from(quarantined).expect("a count is not negative");
+    if quarantined >= request.max_quarantined_rows {
+        return Ok(Change::Refused { row, quarantined });
     }
+    let sqlstate = error.code().map_or("", |state| state.code());
+    slice::quarantine(client, state, &claim.job, &row.key, sqlstate, &describe_with_detail(&error))
+        .await
+        .map_err(BatchError::at_state(Step::Rows))?;
+    Ok(Change::SetAside(row))
 }
 
 /// The two ends of a key range as parameters of a statement.

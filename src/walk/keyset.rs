@@ -61,12 +61,17 @@ impl fmt::Display for Table {
 pub struct KeyColumn {
     /// Its name, unquoted.
     pub name: String,
-    /// The type under which its values are sent.
+    /// The type under which its values are sent; of a domain the type below it, since a domain may
+    /// refuse a value that the table has (a constraint that is NOT VALID).
     pub parameter_type: Type,
     /// The type as SQL.
     pub type_name: String,
     /// The index's collation as SQL, where it is not the column's own.
     pub collation: Option<String>,
+    /// The index's collation as SQL, where it is not the database's default.
+    pub order_collation: Option<String>,
+    /// The schema, as SQL, of the operators that the index sorts by, where it is not `pg_catalog`.
+    pub operator_schema: Option<String>,
     /// Whether the index sorts it downwards.
     pub index_is_descending: bool,
     /// Whether the index puts NULLs first. There are none, but the planner wants to hear it.
@@ -111,14 +116,45 @@ pub struct Keyset {
     pub columns: Vec<KeyColumn>,
     /// The direction of the walk.
     pub order: Order,
+    /// Whether another index begins with the key's first column. The planner takes a row comparison
+    /// for a condition on that column alone, and would rather read such an index: a whole tenant for
+    /// every batch of a key `(tenant, id)`.
+    pub has_rival_index: bool,
 }
 
 impl Keyset {
     /// A walk over `table` by the key of `index`.
     #[must_use]
-    pub fn new(table: Table, index: String, columns: Vec<KeyColumn>, order: Order) -> Self {
+    pub fn new(
+        table: Table,
+        index: String,
+        columns: Vec<KeyColumn>,
+        order: Order,
+        has_rival_index: bool,
+    ) -> Self {
         assert!(!columns.is_empty(), "an index has at least one column");
-        Self { table, index, columns, order }
+        Self { table, index, columns, order, has_rival_index }
+    }
+
+    /// The schemas, as SQL, whose operators the key is compared with besides the built-in ones. They
+    /// must be on the search path: a row comparison finds its operators there only.
+    fn operator_schemas(&self) -> Vec<&str> {
+        let mut schemas: Vec<&str> =
+            self.columns.iter().filter_map(|column| column.operator_schema.as_deref()).collect();
+        schemas.sort_unstable();
+        schemas.dedup();
+        schemas
+    }
+
+    /// Puts those schemas on the transaction's search path: behind what is there, so that nothing else
+    /// is found elsewhere than before.
+    #[must_use]
+    pub fn operator_schemas_sql(&self) -> String {
+        let append = |schema: &&str| {
+            let schema = crate::database::literal(&format!(", {schema}"));
+            format!("SELECT set_config('search_path', current_setting('search_path') || {schema}, true);\n")
+        };
+        self.operator_schemas().iter().map(append).collect()
     }
 
     /// The names of the key's columns.
@@ -160,11 +196,12 @@ impl Keyset {
         terms.join(", ")
     }
 
-    /// Compares the first `width` columns of the key with the parameters from `$first` on.
-    fn comparison(&self, operator: &str, width: usize, first: usize) -> String {
-        let columns = &self.columns[..width];
+    /// Compares the columns of the key from `skip` to `width` with parameters, the first of which
+    /// would be `$first` for the key's first column.
+    fn comparison(&self, operator: &str, skip: usize, width: usize, first: usize) -> String {
+        let columns = &self.columns[skip..width];
         let left: Vec<String> = columns.iter().map(KeyColumn::expression).collect();
-        let right: Vec<String> = (first..)
+        let right: Vec<String> = (first + skip..)
             .zip(columns)
             .map(|(number, column)| format!("${number}::{}", column.type_name))
             .collect();
@@ -178,6 +215,11 @@ impl Keyset {
     /// values are the parameters from `$1` on, the end's follow.
     #[must_use]
     pub fn range(&self, start: Start) -> String {
+        self.range_within(start, 0)
+    }
+
+    /// The same, where the first `shared` values of start and end are known to be equal.
+    fn range_within(&self, start: Start, shared: usize) -> String {
         let width = self.columns.len();
         let (from, to) = match (self.order, start) {
             (Order::Ascending, Start::At) => (">=", "<="),
@@ -185,7 +227,11 @@ impl Keyset {
             (Order::Descending, Start::At) => ("<=", ">="),
             (Order::Descending, Start::After) => ("<", ">="),
         };
-        format!("{} AND {}", self.comparison(from, width, 1), self.comparison(to, width, width + 1))
+        let mut conditions: Vec<String> =
+            (0..shared).map(|column| self.comparison("=", column, column + 1, 1)).collect();
+        conditions.push(self.comparison(from, shared, width, 1));
+        conditions.push(self.comparison(to, shared, width, width + 1));
+        conditions.join(" AND ")
     }
 
     /// Finds the key at which the batch ends: the row `OFFSET` rows behind the first of the range. No
@@ -218,13 +264,19 @@ impl Keyset {
         )
     }
 
-    /// Changes the rows of a range.
+    /// Changes the rows of a range, whose ends are given to choose the form of the statement.
     ///
-    /// The filter stands under IS TRUE, which keeps its meaning and hides it from index matching: a
-    /// batch must read its key range, never all the rows of the table that an index on the filter's
-    /// columns would offer.
+    /// The filter stands in a CASE, which keeps its meaning and hides it from index matching: a batch
+    /// must read its key range, never all the rows of the table that an index on the filter's columns
+    /// would offer.
     #[must_use]
-    pub fn update_sql(&self, change: &Change, start: Start) -> String {
+    pub fn update_sql(
+        &self,
+        change: &Change,
+        start: Start,
+        start_key: &[String],
+        end_key: &[String],
+    ) -> String {
         let set: Vec<String> = change
             .set
             .iter()
@@ -232,14 +284,55 @@ impl Keyset {
             .collect();
         let filter = match &change.filter {
             None => String::new(),
-            Some(filter) => format!("\n  AND {} IS TRUE", enclosed(filter)),
+            Some(filter) => format!("\n  AND CASE WHEN {} THEN true ELSE false END", enclosed(filter)),
         };
+        let head = format!("UPDATE ONLY {}\nSET {}", self.table.sql(), set.join(",\n    "));
+        let width = self.columns.len();
+        // Equal as text is equal; equal values that are written differently only miss a short cut.
+        let same = start_key.iter().zip(end_key).take_while(|(one, other)| one == other).count();
+        let shared = same.min(width - 1);
+        if !self.has_rival_index || shared + 1 == width {
+            return format!("{head}\nWHERE {}{filter}", self.range_within(start, shared));
+        }
+        // The batch crosses from one leading value to the next. Its rows are found in the key's order
+        // first, then each by its whole key. Not by its ctid: a row that somebody else has just updated
+        // has another one, and would be skipped.
+        let batch = identifier("backfilld batch");
+        let (mut columns, mut aliases, mut matches) = (Vec::new(), Vec::new(), Vec::new());
+        for (number, column) in (1..).zip(&self.columns) {
+            let alias = identifier(&format!("backfilld key {number}"));
+            let name = identifier(&column.name);
+            matches.push(format!("{}.{name} = {batch}.{alias}", identifier(&self.table.name)));
+            columns.push(name);
+            aliases.push(alias);
+        }
         format!(
-            "UPDATE ONLY {table}\nSET {set}\nWHERE {range}{filter}",
+            "{head}\nFROM (SELECT {columns}\n      FROM ONLY {table}\n      WHERE {range}\n      ORDER BY {order}) AS {batch} ({aliases})\nWHERE {matches}{filter}",
+            columns = columns.join(", "),
             table = self.table.sql(),
-            set = set.join(",\n    "),
-            range = self.range(start),
+            range = self.range_within(start, shared),
+            order = self.order_by(self.order),
+            aliases = aliases.join(", "),
+            matches = matches.join(" AND "),
         )
+    }
+
+    /// Whether one key comes behind another in ascending order, by the values that both have. The
+    /// values of the first are the parameters from `$1` on, those of the second follow.
+    #[must_use]
+    pub fn is_behind_sql(&self, width: usize) -> String {
+        let side = |first: usize| {
+            let values: Vec<String> = (first..)
+                .zip(&self.columns[..width])
+                .map(|(number, column)| {
+                    let collation = column.order_collation.as_ref();
+                    let collate = collation.map_or(String::new(), |name| format!(" COLLATE {name}"));
+                    format!("${number}::{}{collate}", column.type_name)
+                })
+                .collect();
+            format!("({})", values.join(", "))
+        };
+        format!("SELECT {} > {}", side(1), side(width + 1))
     }
 
     /// Finds the first key of the walk, or the last, within bounds that may be prefixes of a key. The
@@ -248,10 +341,10 @@ impl Keyset {
     pub fn end_sql(&self, end: End, from_width: usize, to_width: usize) -> String {
         let mut conditions = Vec::new();
         if from_width > 0 {
-            conditions.push(self.comparison(">=", from_width, 1));
+            conditions.push(self.comparison(">=", 0, from_width, 1));
         }
         if to_width > 0 {
-            conditions.push(self.comparison("<=", to_width, from_width + 1));
+            conditions.push(self.comparison("<=", 0, to_width, from_width + 1));
         }
         let filter = match conditions.as_slice() {
             [] => String::new(),
@@ -316,6 +409,8 @@ mod tests {
             parameter_type: Type::new(name.to_owned(), 20, Kind::Simple, String::new()),
             type_name: type_name.to_owned(),
             collation: None,
+            order_collation: None,
+            operator_schema: None,
             index_is_descending: false,
             index_nulls_first: false,
         }
@@ -323,7 +418,7 @@ mod tests {
 
     fn keyset(columns: Vec<KeyColumn>, order: Order) -> Keyset {
         let table = Table { oid: 1, schema: "public".to_owned(), name: "users".to_owned() };
-        Keyset::new(table, "users_pkey".to_owned(), columns, order)
+        Keyset::new(table, "users_pkey".to_owned(), columns, order, false)
     }
 
     #[test]
@@ -340,9 +435,10 @@ mod tests {
             filter: Some("email_normalized IS NULL -- new".to_owned()),
         };
         assert_eq!(
-            keyset.update_sql(&change, Start::At),
+            keyset.update_sql(&change, Start::At, &["1".to_owned()], &["9".to_owned()]),
             "UPDATE ONLY \"public\".\"users\"\nSET \"email_normalized\" = (lower(email))\n\
-             WHERE \"id\" >= $1::bigint AND \"id\" <= $2::bigint\n  AND (\nemail_normalized IS NULL -- new\n) IS TRUE"
+             WHERE \"id\" >= $1::bigint AND \"id\" <= $2::bigint\n  \
+             AND CASE WHEN (\nemail_normalized IS NULL -- new\n) THEN true ELSE false END"
         );
     }
 
@@ -358,6 +454,28 @@ mod tests {
             "SELECT ARRAY[\"a\"::text, \"b\"::text]\nFROM ONLY \"public\".\"users\"\n\
              WHERE \"a\" >= $1::text AND (\"a\", \"b\") <= ($2::text, $3::uuid)\n\
              ORDER BY \"a\" DESC, \"b\" DESC\nLIMIT 1"
+        );
+    }
+
+    #[test]
+    fn a_rival_index_is_not_let_in() {
+        let mut keyset = keyset(vec![column("tenant", "int"), column("id", "int")], Order::Ascending);
+        keyset.has_rival_index = true;
+        let change = Change { set: vec![("done".to_owned(), "true".to_owned())], filter: None };
+        let key = |tenant: &str, id: &str| [tenant.to_owned(), id.to_owned()];
+        assert_eq!(
+            keyset.update_sql(&change, Start::After, &key("5", "1"), &key("5", "9")),
+            "UPDATE ONLY \"public\".\"users\"\nSET \"done\" = (true)\n\
+             WHERE \"tenant\" = $1::int AND \"id\" > $2::int AND \"id\" <= $4::int"
+        );
+        assert_eq!(
+            keyset.update_sql(&change, Start::After, &key("5", "1"), &key("6", "9")),
+            "UPDATE ONLY \"public\".\"users\"\nSET \"done\" = (true)\n\
+             FROM (SELECT \"tenant\", \"id\"\n      FROM ONLY \"public\".\"users\"\n      \
+             WHERE (\"tenant\", \"id\") > ($1::int, $2::int) AND (\"tenant\", \"id\") <= ($3::int, $4::int)\n      \
+             ORDER BY \"tenant\", \"id\") AS \"backfilld batch\" (\"backfilld key 1\", \"backfilld key 2\")\n\
+             WHERE \"users\".\"tenant\" = \"backfilld batch\".\"backfilld key 1\" \
+             AND \"users\".\"id\" = \"backfilld batch\".\"backfilld key 2\""
         );
     }
 

@@ -350,3 +350,44 @@ async fn a_fixed_rate_is_held() {
         client.query_one("SELECT rows_per_second FROM backfilld.status", &[]).await.unwrap().get(0);
     assert!(rate < 1_200.0, "{rate} rows a second");
 }
+
+#[tokio::test]
+async fn a_walk_does_not_go_on_in_another_table_of_the_same_name() {
+    let database = Database::create().await;
+    let client = database.connect().await;
+    table(&database, &client, 10_000).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = job_file(folder.path(), "a.toml", &job("a", SLOW));
+    let mut daemon = Daemon::start(database.url(), &["--until-idle", "--job", file.to_str().unwrap()]);
+    until("a slice to be walked", PATIENCE, async || (leases(&client).await == 1).then_some(())).await;
+    client
+        .batch_execute(
+            "BEGIN; ALTER TABLE items RENAME TO items_old;
+             CREATE TABLE items AS SELECT * FROM items_old; ALTER TABLE items ADD PRIMARY KEY (id); COMMIT",
+        )
+        .await
+        .unwrap();
+    assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(3), "{}", daemon.log());
+    let error: String = client.query_one("SELECT error FROM backfilld.job", &[]).await.unwrap().get(0);
+    assert!(error.contains("is not the table that the walk began on"), "{error}");
+}
+
+#[tokio::test]
+async fn two_daemons_of_one_name_are_not_let_in() {
+    let database = Database::create().await;
+    let name = [("BACKFILLD__DAEMON__NAME", "same")];
+    let mut first = Daemon::start_with(database.url(), &[], &name);
+    let client = database.connect().await;
+    first.wait_for_log("started", PATIENCE);
+    until("the first to be known by its session", PATIENCE, async || {
+        client.query_opt("SELECT FROM backfilld.daemon WHERE session_started IS NOT NULL", &[]).await.unwrap()
+    })
+    .await;
+    let mut second = Daemon::start_with(database.url(), &[], &name);
+    assert_eq!(second.wait_exit(PATIENCE).code(), Some(1), "{}", second.log());
+    assert!(second.log().contains("daemon.name"), "{}", second.log());
+    assert!(first.stop().success());
+    // The name is free again.
+    let run = super::support::daemon::backfilld_with(database.url(), &["run", "--until-idle"], &name);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+}

@@ -111,6 +111,8 @@ fn assert_node(node: &Value, statement: &Statement) {
     let told = || format!("{}\n{:#}", statement.sql, statement.plan);
     match kind {
         "Limit" | "Aggregate" | "ModifyTable" | "Subquery Scan" | "Result" => {}
+        // Row by row, each by its whole key: a batch that crosses from one tenant to the next.
+        "Nested Loop" if statement.sql.contains("backfilld batch") => {}
         "Index Scan" | "Index Only Scan" => {
             assert_eq!(node["Index Name"], "t_pkey", "{}", told());
             // The first and the last key of the table are found without a condition.

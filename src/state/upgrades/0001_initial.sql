@@ -15,6 +15,10 @@ CREATE TABLE job (
     -- The key that the walk follows, fixed when the job starts: slices are cut along it, and a
     -- walk that changed its key half-way would skip rows.
     key_columns     text[],
+    -- The index that the key was taken from, and the table that bore the name then: a walk must not
+    -- go on in another table that was renamed into its place.
+    key_index       text,
+    table_oid       oid,
     -- Live rows of the table when the job started, from statistics or a sample.
     table_rows      bigint,
     resume_at       timestamptz,
@@ -53,13 +57,15 @@ CREATE TABLE slice (
 
 -- Rows that could not be changed.
 CREATE TABLE quarantine (
+    -- The key is in no index: as text it may be longer than an index entry can be.
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     job        text NOT NULL REFERENCES job ON DELETE CASCADE,
     key        text[] NOT NULL,
     sqlstate   text NOT NULL,
     message    text NOT NULL,
-    at         timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (job, key)
+    at         timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+CREATE INDEX quarantine_job ON quarantine (job);
 
 -- The audit log: who changed what, and why. Outlives the job it speaks of.
 CREATE TABLE event (
@@ -93,6 +99,8 @@ CREATE FUNCTION is_held(slice_owner text, lease_until timestamptz) RETURNS boole
     SELECT coalesce(lease_until > clock_timestamp(), false)
        AND NOT EXISTS (SELECT FROM daemon d
                        WHERE d.name = slice_owner AND d.session_started IS NOT NULL
+                         -- A restart of the server ends every session, and daemons come back.
+                         AND clock_timestamp() > pg_postmaster_start_time() + interval '10 seconds'
                          AND NOT EXISTS (SELECT FROM pg_stat_activity a
                                          WHERE a.pid = d.session_pid
                                            -- Hidden (NULL) from a role that may not see the session.
@@ -126,7 +134,9 @@ WITH walked AS (
            sum(rows_quarantined)::bigint AS rows_quarantined,
            -- An estimate that was overtaken by the count is worth nothing more than the count.
            sum(greatest(estimated_rows, rows_scanned))::bigint AS estimated_rows,
-           sum(rows_per_second) FILTER (WHERE held)        AS rows_per_second,
+           -- The pace of a slice that has not moved for a while is over, though its lease runs.
+           sum(rows_per_second) FILTER (
+               WHERE held AND checkpoint_at > clock_timestamp() - interval '30 seconds') AS rows_per_second,
            sum(active_seconds)                             AS active_seconds,
            count(*) FILTER (WHERE held)                    AS workers,
            count(*)                                        AS slices_total,
@@ -143,12 +153,14 @@ WITH walked AS (
            coalesce(w.workers, 0)          AS workers,
            coalesce(w.slices_total, 0)     AS slices_total,
            coalesce(w.slices_done, 0)      AS slices_done,
+           CASE WHEN jsonb_typeof(spec #> '{limits,rows_per_second}') = 'number'
+                THEN nullif((spec #>> '{limits,rows_per_second}')::numeric, 0) END AS rate_limit,
            CASE WHEN j.state = 'running' THEN coalesce(w.rows_per_second, 0) ELSE 0 END AS current_rate,
            CASE WHEN j.state IN ('complete', 'finishing') THEN 0
                 ELSE greatest(coalesce(w.estimated_rows - w.rows_scanned, 0), 0) END AS rows_remaining
     FROM job j LEFT JOIN walked w ON w.job = j.name
 )
-SELECT name, state, spec ->> 'table' AS "table",
+SELECT name, state, coalesce(spec ->> 'table', '') AS "table",
        rows_scanned, rows_changed, rows_quarantined, rows_remaining, estimated_rows,
        -- 1 is said of a complete job only; cut off, never rounded up.
        CASE WHEN state = 'complete' THEN 1
@@ -161,11 +173,10 @@ SELECT name, state, spec ->> 'table' AS "table",
        CASE WHEN current_rate > 0 THEN round((rows_remaining / current_rate)::numeric, 1) END
            ::double precision AS eta_seconds,
        workers, slices_total, slices_done,
-       CASE WHEN (spec #>> '{limits,rows_per_second}')::numeric > 0
-            THEN jsonb_build_object('zone', 'capped', 'signal', 'rows_per_second', 'reason',
-                     'limits.rows_per_second = '
-                     || trim_scale((spec #>> '{limits,rows_per_second}')::numeric))
-            ELSE jsonb_build_object('zone', 'open', 'signal', NULL, 'reason', NULL)
+       CASE WHEN rate_limit IS NULL
+            THEN jsonb_build_object('zone', 'open', 'signal', NULL, 'reason', NULL)
+            ELSE jsonb_build_object('zone', 'capped', 'signal', 'rows_per_second', 'reason',
+                                    'limits.rows_per_second = ' || trim_scale(rate_limit))
        END AS throttle,
        submitted_at, started_at, finished_at, error
 FROM counted;

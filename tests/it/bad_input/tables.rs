@@ -18,10 +18,10 @@ async fn a_table_that_is_not_there() {
             table("shpo.items", &["did you mean shop.items?"]),
             table("Mixed Case", &["did you mean public.\"Mixed Case\"?"]),
             table("nothing.like_it", &["check the name, its schema, and the database in the URL"]),
-            table("\"users", &["\"users", "invalid name"]),
-            table("a.b.c.d", &["a.b.c.d", "too many dotted names"]),
-            table("other.public.users", &["other.public.users", "cross-database"]),
-            table("users; DROP TABLE users", &["invalid name"]),
+            table("\"users", &["no table \"users", "did you mean public.users?"]),
+            table("a.b.c.d", &["no table a.b.c.d"]),
+            table("other.public.users", &["no table other.public.users"]),
+            table("users; DROP TABLE users", &["no table users; DROP TABLE users"]),
         ],
     )
     .await;

@@ -173,6 +173,10 @@ impl Case {
             tokio::task::spawn_blocking(move || backfilld(&url, &["run", "--until-idle", "--job", &path]));
         let meddled = table.meddle(&client, &walk).await;
         let run = walk.await.unwrap();
+        if run.stderr.contains("lies behind walk.to") {
+            prop_assert_eq!(run.code, 2, "{}", run.stderr);
+            return Ok(());
+        }
         prop_assert_eq!(run.code, 0, "{}", run.stderr);
         table.count(&client, &before, &meddled).await
     }

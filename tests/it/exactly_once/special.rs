@@ -120,7 +120,7 @@ async fn a_bound_that_only_the_settings_of_the_database_can_read() {
     let rows: i64 = row.get(0);
     match code {
         Some(0) => assert_eq!(rows, 10, "{}", daemon.log()),
-        _ => assert_eq!((code, rows), (Some(3), 0), "{}", daemon.log()),
+        _ => assert_eq!((code, rows), (Some(2), 0), "{}", daemon.log()),
     }
 }
 

@@ -1,0 +1,173 @@
+//! Statements that register jobs and replace their specs.
+
+use postgres_types::Type;
+use serde_json::Value;
+use tokio_postgres::{Client, Transaction};
+
+use super::job::close_gate;
+use super::{Actor, State, StateError, event};
+
+/// The sections of a spec that say how fast to go and not what to do: changing them keeps the cursor.
+const TUNING_SECTIONS: [&str; 2] = ["batch", "limits"];
+
+/// What a submission did.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Submitted {
+    /// The job is new.
+    New,
+    /// The same spec was already known; nothing was changed.
+    Unchanged,
+    /// Only tuning changed: the job keeps its state, and its walk its place.
+    Retuned {
+        /// The job's state.
+        state: String,
+    },
+    /// What the job does changed: it starts again from the first row.
+    Restarted {
+        /// How many rows the walk had scanned under the old spec.
+        rows_forgotten: i64,
+    },
+}
+
+/// Registers a job.
+pub async fn submit(
+    client: &mut Client,
+    state: &State,
+    name: &str,
+    spec: &Value,
+    replace: bool,
+    actor: &Actor,
+) -> Result<Submitted, StateError> {
+    let transaction = client.transaction().await?;
+    let inserted = transaction
+        .execute_typed(
+            &state.sql("INSERT INTO {s}.job (name, spec) VALUES ($1, $2) ON CONFLICT DO NOTHING"),
+            &[(&name, Type::TEXT), (spec, Type::JSONB)],
+        )
+        .await?;
+    let submitted = if inserted == 1 {
+        event::record(&transaction, state, Some(name), "submitted", actor, "the job is new").await?;
+        Submitted::New
+    } else {
+        resubmit(&transaction, state, name, spec, replace, actor).await?
+    };
+    transaction.commit().await?;
+    Ok(submitted)
+}
+
+async fn resubmit(
+    transaction: &Transaction<'_>,
+    state: &State,
+    name: &str,
+    spec: &Value,
+    replace: bool,
+    actor: &Actor,
+) -> Result<Submitted, StateError> {
+    let row = transaction
+        .query_typed_one(
+            &state.sql("SELECT spec, state FROM {s}.job WHERE name = $1 FOR NO KEY UPDATE"),
+            &[(&name, Type::TEXT)],
+        )
+        .await?;
+    let known: Value = row.get(0);
+    let different = differing_keys(&known, spec);
+    if different.is_empty() {
+        return Ok(Submitted::Unchanged);
+    }
+    let difference = different.join(", ");
+    if !replace {
+        return Err(StateError::Different { name: name.to_owned(), difference });
+    }
+    let only_tuning = different.iter().all(|key| {
+        TUNING_SECTIONS.iter().any(|section| key == section || key.starts_with(&format!("{section}.")))
+    });
+    if only_tuning {
+        transaction
+            .execute_typed(
+                &state.sql("UPDATE {s}.job SET spec = $2, revision = revision + 1 WHERE name = $1"),
+                &[(&name, Type::TEXT), (spec, Type::JSONB)],
+            )
+            .await?;
+        let reason = format!("changed {difference}; the walk goes on from its cursor");
+        event::record(transaction, state, Some(name), "replaced", actor, &reason).await?;
+        return Ok(Submitted::Retuned { state: row.get(1) });
+    }
+    close_gate(transaction, state, name).await?;
+    let rows_forgotten: i64 = transaction
+        .query_typed_one(
+            &state.sql("SELECT coalesce(sum(rows_scanned), 0)::bigint FROM {s}.slice WHERE job = $1"),
+            &[(&name, Type::TEXT)],
+        )
+        .await?
+        .get(0);
+    for table in ["slice", "quarantine"] {
+        transaction
+            .execute_typed(
+                &state.sql(&format!("DELETE FROM {{s}}.{table} WHERE job = $1")),
+                &[(&name, Type::TEXT)],
+            )
+            .await?;
+    }
+    transaction
+        .execute_typed(
+            &state.sql(
+                "UPDATE {s}.job SET spec = $2, revision = revision + 1, error = NULL, key_columns = NULL, key_index = NULL, table_oid = NULL,
+                        state = CASE state WHEN 'paused' THEN 'paused' ELSE 'pending' END,
+                        table_rows = NULL, started_at = NULL, finished_at = NULL,
+                        submitted_at = clock_timestamp()
+                 WHERE name = $1",
+            ),
+            &[(&name, Type::TEXT), (spec, Type::JSONB)],
+        )
+        .await?;
+    let reason = format!(
+        "changed {difference}; the walk starts again from the first row ({rows_forgotten} rows had been scanned)"
+    );
+    event::record(transaction, state, Some(name), "replaced", actor, &reason).await?;
+    Ok(Submitted::Restarted { rows_forgotten })
+}
+
+/// The keys, dotted, under which two specs differ: `update.where`, `limits.rows_per_second`.
+fn differing_keys(known: &Value, new: &Value) -> Vec<String> {
+    fn walk(path: &str, known: Option<&Value>, new: Option<&Value>, found: &mut Vec<String>) {
+        let empty = serde_json::Map::new();
+        match (known, new) {
+            (known, new) if known == new => {}
+            // A section that one side lacks is an empty one, so that the keys in it are named.
+            (Some(Value::Object(_)) | None, Some(Value::Object(_)) | None) => {
+                let object = |side: Option<&Value>| {
+                    side.and_then(Value::as_object).cloned().unwrap_or_else(|| empty.clone())
+                };
+                let (known, new) = (object(known), object(new));
+                let mut keys: Vec<&String> = known.keys().chain(new.keys()).collect();
+                keys.sort();
+                keys.dedup();
+                for key in keys {
+                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                    walk(&path, known.get(key), new.get(key), found);
+                }
+            }
+            _ => found.push(path.to_owned()),
+        }
+    }
+    let mut found = Vec::new();
+    walk("", Some(known), Some(new), &mut found);
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn differing_keys_are_named_with_their_section() {
+        let known = json!({"table": "t", "update": {"set": {"a": "1"}}, "limits": {"rows_per_second": 5}});
+        let new = json!({"table": "t", "update": {"set": {"a": "2"}}, "batch": {"max_rows": 9}});
+        assert_eq!(
+            differing_keys(&known, &new),
+            ["batch.max_rows", "limits.rows_per_second", "update.set.a"]
+        );
+        assert!(differing_keys(&known, &known).is_empty());
+    }
+}
