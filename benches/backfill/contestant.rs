@@ -6,6 +6,7 @@ use tokio_postgres::Client;
 
 use crate::backfill::{Backfill, Usage};
 use crate::process::ServerProcesses;
+use crate::support::database::connect;
 
 /// Rows of a batch wherever the size is fixed.
 pub(crate) const ROWS_PER_BATCH: u32 = 10_000;
@@ -73,16 +74,19 @@ impl Contestant {
     }
 
     /// Changes all `rows` rows. `name` is the run's own, for the job and the daemon.
+    ///
+    /// Everyone comes with a session of its own, begun for the run. The session that has loaded the
+    /// table has every page of the shared buffers in its page tables already; a new one takes a page
+    /// fault for each, which is about a second of CPU time here.
     pub(crate) async fn run(self, client: &Client, url: &str, name: &str, rows: u32) -> Run {
         let server = ServerProcesses::of_backend(backend(client).await);
         match self {
-            Self::SingleUpdate => on_the_server(client, server, SINGLE_UPDATE).await,
+            Self::SingleUpdate => on_the_server(&connect(url).await, server, SINGLE_UPDATE).await,
             Self::Procedure => {
+                let client = connect(url).await;
                 // As backfilld's batches have it by default.
                 client.batch_execute("SET synchronous_commit = off").await.expect("anybody may set it");
-                let run = on_the_server(client, server, &format!("CALL walk_users({ROWS_PER_BATCH})")).await;
-                client.batch_execute("RESET synchronous_commit").await.expect("anybody may reset it");
-                run
+                on_the_server(&client, server, &format!("CALL walk_users({ROWS_PER_BATCH})")).await
             }
             Self::FixedBatch => {
                 let batch = format!(

@@ -81,7 +81,7 @@ fn report(rows: u32, row_bytes: f64, machine: &str, autovacuums: f64, entrants: 
         "# Speed\n\n\
          What `make bench` measured: {rows} rows of {row_bytes:.0} bytes (tuple header included), `email_normalized = lower(email)`\n\
          for all of them, {ROUNDS} rounds of every contestant in turn, each on a fresh copy of the table that was vacuumed,\n\
-         analysed and checkpointed before the clock started. Every result was checked row by row.\n\n\
+         analysed and checkpointed before the clock started, and each in a server session of its own. Every result was checked row by row.\n\n\
          (b) and (c) commit {batch} rows a batch, with `synchronous_commit = off`. (b) finds the bound, updates the range and\n\
          commits, nothing else; (c) also moves its cursor in every batch, and its time runs from the job's submission to\n\
          its end as the database has them. (c2) is a job file without `[batch]`: the size follows the target of 50 ms.\n\n\
