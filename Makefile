@@ -27,6 +27,7 @@ lint: ## formatting, clippy, licences and sources of dependencies, shell scripts
 bench: ## rows a second beside one UPDATE and a server-side procedure, about 10 minutes
 	@scripts/install-deps
 	cargo bench --locked --bench backfill -- speed
+	cargo bench --locked --bench backfill -- speed-defaults
 
 bench-growth: ## whether a batch costs the same at both ends of a 10,000,000-row walk
 	@scripts/install-deps

@@ -16,11 +16,11 @@ pub(crate) async fn description(client: &Client, settings: &[(&str, &str)]) -> S
         .await
         .expect("a superuser can read settings");
     let (version, day): (String, String) = (row.get(0), row.get(1));
-    let settings: Vec<String> = settings.iter().map(|(name, value)| format!("`{name} = {value}`")).collect();
+    let settings: String = settings.iter().map(|(name, value)| format!("`{name} = {value}`, ")).collect();
     format!(
         "- {cores} cores, {cpu}; {memory:.0} GiB of memory\n\
          - Linux {kernel}; the server's data on {disk}\n\
-         - PostgreSQL {version}, {settings}; locale C.UTF-8; \
+         - PostgreSQL {version}, {settings}locale C.UTF-8; \
          what else bears on speed is at its default, so fsync and autovacuum on\n\
          - backfilld {program}, {day}\n",
         cores = std::thread::available_parallelism().expect("Linux tells how many"),
@@ -28,7 +28,6 @@ pub(crate) async fn description(client: &Client, settings: &[(&str, &str)]) -> S
         memory = memory_gibibytes(),
         kernel = first_line("/proc/sys/kernel/osrelease"),
         disk = disk(&std::env::temp_dir()),
-        settings = settings.join(", "),
         program = env!("CARGO_PKG_VERSION"),
     )
 }

@@ -33,9 +33,11 @@ mod statements;
 mod users;
 
 const USAGE: &str = "\
-usage: cargo bench --bench backfill -- speed | growth
+usage: cargo bench --bench backfill -- speed | speed-defaults | growth
 
-  speed    rows a second beside one UPDATE and a server-side procedure, about 10 minutes
+  speed    rows a second beside one UPDATE and a server-side procedure, about 5 minutes
+  speed-defaults
+           the same on a server with its default settings
   growth   whether a batch costs the same at both ends of a long walk, about 5 minutes
 
 BENCH_ROWS=N runs with about N rows instead, to try it out: nothing is written then.
@@ -47,7 +49,8 @@ fn main() -> ExitCode {
         std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     match names.as_slice() {
-        ["speed"] => in_runtime(speed::run()),
+        ["speed"] => in_runtime(speed::run(speed::ROOMY, "speed.md")),
+        ["speed-defaults"] => in_runtime(speed::run(&[], "speed-defaults.md")),
         ["growth"] => in_runtime(growth::run()),
         [] => print!("{USAGE}"),
         _ => {

@@ -18,8 +18,8 @@ const ROUNDS: usize = 3;
 
 /// Memory for the table, and room for the WAL of a whole run, so that no checkpoint falls into one
 /// contestant's time and not into another's.
-const SETTINGS: [(&str, &str); 3] =
-    [("shared_buffers", "1GB"), ("max_wal_size", "8GB"), ("checkpoint_timeout", "30min")];
+pub(crate) const ROOMY: &[(&str, &str)] =
+    &[("shared_buffers", "1GB"), ("max_wal_size", "8GB"), ("checkpoint_timeout", "30min")];
 
 /// A contestant and its runs.
 struct Entrant {
@@ -27,10 +27,10 @@ struct Entrant {
     runs: Vec<Run>,
 }
 
-/// Runs the race and publishes its report.
-pub(crate) async fn run() {
+/// Runs the race on a server with `settings`, its defaults otherwise, and publishes its report as `name`.
+pub(crate) async fn run(settings: &[(&str, &str)], name: &str) {
     let size = Size::chosen(ROWS);
-    let server = Server::start_with(&SETTINGS);
+    let server = Server::start_with(settings);
     let database = Database::create_on(&server).await;
     let client = database.connect().await;
     // Nothing here takes so long; a benchmark must end.
@@ -54,8 +54,8 @@ pub(crate) async fn run() {
     for round in 1..=ROUNDS {
         for (number, entrant) in entrants.iter_mut().enumerate() {
             users::copy(&client).await;
-            let name = format!("speed-{round}-{number}");
-            let run = entrant.contestant.run(&client, database.url(), &name, size.rows).await;
+            let job = format!("speed-{round}-{number}");
+            let run = entrant.contestant.run(&client, database.url(), &job, size.rows).await;
             autovacuums += users::verify(&client, size.rows).await;
             users::drop_copy(&client).await;
             eprintln!("round {round} of {ROUNDS}: {} {:.2} s", entrant.contestant.label(), run.seconds);
@@ -64,8 +64,8 @@ pub(crate) async fn run() {
     }
 
     let row_bytes = users::mean_row_bytes(&client).await;
-    let machine = machine::description(&client, &SETTINGS).await;
-    size.publish("speed.md", &report(size.rows, row_bytes, &machine, autovacuums, &entrants));
+    let machine = machine::description(&client, settings).await;
+    size.publish(name, &report(size.rows, row_bytes, &machine, autovacuums, &entrants));
 }
 
 fn report(rows: u32, row_bytes: f64, machine: &str, autovacuums: f64, entrants: &[Entrant]) -> String {
