@@ -16,7 +16,9 @@ pub(crate) async fn description(client: &Client, settings: &[(&str, &str)]) -> S
         .await
         .expect("a superuser can read settings");
     let (version, day): (String, String) = (row.get(0), row.get(1));
-    let settings: String = settings.iter().map(|(name, value)| format!("`{name} = {value}`, ")).collect();
+    let settings: Vec<String> =
+        settings.iter().map(|(name, value)| format!("`{name} = {value}`, ")).collect();
+    let settings = settings.concat();
     format!(
         "- {cores} cores, {cpu}; {memory:.0} GiB of memory\n\
          - Linux {kernel}; the server's data on {disk}\n\
