@@ -30,6 +30,10 @@ pub(super) async fn run(context: &Context, command: &Events) -> Result<ExitCode,
         }
     }
     let mut shown = BTreeSet::new();
+    let newest = event::list(&client, &context.state, None, 0, 1).await?;
+    // Nothing older than what is shown first is shown later.
+    let floor = events.first().or(newest.first()).map_or(0, |event| event.id - 1);
+    shown.extend(newest.iter().map(|event| event.id).filter(|_| events.is_empty()));
     loop {
         for event in events.iter().filter(|event| !shown.contains(&event.id)) {
             output::line(written(event))?;
@@ -40,7 +44,7 @@ pub(super) async fn run(context: &Context, command: &Events) -> Result<ExitCode,
         }
         tokio::time::sleep(LOOK_EVERY).await;
         // An event may be committed after one with a higher id: look a little back.
-        let after = shown.last().map_or(0, |last| last - OVERLAP);
+        let after = shown.last().map_or(floor, |last| (last - OVERLAP).max(floor));
         shown.retain(|id| *id > after);
         events = event::list(&client, &context.state, job, after, FOLLOW_LIMIT).await?;
     }

@@ -39,6 +39,10 @@ pub(super) async fn run(context: Context, command: Run) -> Result<ExitCode, Fail
     let mut client = context.connect().await?;
     submit::examine_all(&client, &context, &jobs, false).await?;
     let listener = http::Listener::bind(context.settings.http.listen).await.map_err(Failure::runtime)?;
+    if state::is_current(&client, &context.state).await.is_ok() {
+        let name = context.settings.daemon.name();
+        daemon::await_namesake(&client, &context.state, &name).await.map_err(Failure::runtime)?;
+    }
     if let Upgraded::From(from, to) = state::upgrade(&mut client, &context.state, &context.actor).await? {
         tracing::info!(schema = context.state.schema(), from, to, "state schema upgraded");
     }

@@ -52,6 +52,17 @@ pub(super) fn read(files: &[PathBuf]) -> Result<Vec<Job>, Failure> {
             Err(error) => problems.push(error.to_string()),
         }
     }
+    for (index, job) in jobs.iter().enumerate() {
+        let same_name = |other: &&Job| other.spec.name == job.spec.name && other.spec != job.spec;
+        if let Some(other) = jobs[..index].iter().find(same_name) {
+            problems.push(format!(
+                "{}: name: {} has another job of the name {}",
+                job.path.display(),
+                other.path.display(),
+                job.spec.name
+            ));
+        }
+    }
     if problems.is_empty() { Ok(jobs) } else { Err(Failure::usage(problems.join("\n"))) }
 }
 

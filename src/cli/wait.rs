@@ -39,7 +39,9 @@ pub(super) async fn run(context: &Context, command: &Wait) -> Result<ExitCode, F
             }
             Err(Gone::ForGood(failure)) => return Err(failure),
             // A deploy should live through a failover.
-            Err(Gone::ForNow(failure)) if reached.elapsed() > PATIENCE => return Err(failure),
+            Err(Gone::ForNow(failure)) if command.timeout.is_none() && reached.elapsed() > PATIENCE => {
+                return Err(failure);
+            }
             Err(Gone::ForNow(_)) => client = None,
         }
         if command.timeout.is_some_and(|timeout| begun.elapsed() >= timeout) {

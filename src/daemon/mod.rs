@@ -86,7 +86,6 @@ pub async fn run(
     let state = State::new(&settings.state.schema);
     let name = settings.daemon.name();
     let actor = Actor(format!("daemon {name}"));
-    await_namesake(&client, &state, &name).await?;
     let started_at = daemon::register(&mut client, &state, &name).await?;
     let told = format!("backfilld {} listens on {address}", env!("CARGO_PKG_VERSION"));
     event::record(&client, &state, None, "daemon started", &actor, &told).await?;
@@ -101,7 +100,7 @@ pub async fn run(
 
 /// Two daemons of one name would take each other's slices for their own, again and again. A process
 /// that was killed a moment ago may still be in the server's books: it is given a few seconds.
-async fn await_namesake(client: &Client, state: &State, name: &str) -> Result<(), DaemonError> {
+pub async fn await_namesake(client: &Client, state: &State, name: &str) -> Result<(), DaemonError> {
     const LOOKS: u32 = 10;
     const LOOK_EVERY: Duration = Duration::from_millis(500);
     for _ in 0..LOOKS {

@@ -8,7 +8,7 @@ use crate::job::preflight::{self, Preflight, PreflightError};
 use crate::job::spec::Spec;
 use crate::state::slice::Range;
 use crate::state::{Actor, State, StateError, job};
-use crate::walk::estimate::{self, Estimate};
+use crate::walk::estimate;
 use crate::walk::keyset::Start;
 
 /// Why no job could be started just now.
@@ -43,6 +43,8 @@ pub(super) async fn next(
     let mut holder = database.get().await?;
     // Held to the end: another daemon that looks meanwhile passes on to the next job.
     let transaction = holder.transaction().await?;
+    // Open for as long as the preflight and the estimate take.
+    transaction.batch_execute("SET LOCAL idle_in_transaction_session_timeout = 0").await?;
     let Some(record) = job::lock_next_pending(&transaction, state, except).await? else {
         return Ok(Next::Nothing);
     };
@@ -129,8 +131,11 @@ async fn measure(
         Ok(estimate) => estimate,
         // The sample took too long, on a slow disk perhaps. An estimate is no reason not to start.
         Err(error) if Failure::of(&error) == Failure::Contention => {
-            tracing::warn!(table = %keyset.table, reason = %describe(&error), "no estimate of the rows; progress will be wrong until the first minute is over");
-            Estimate { table_rows: 0, range_rows: 0 }
+            tracing::warn!(table = %keyset.table, reason = %describe(&error), "no sample of the rows; progress is the planner's guess");
+            transaction.rollback().await?;
+            let rows = estimate::planned_rows(&*client, keyset).await?;
+            let estimated_rows = rows.max(1);
+            return Ok((rows, vec![Range { first_key, last_key, estimated_rows }]));
         }
         Err(error) => return Err(error),
     };

@@ -29,6 +29,8 @@ const POLL_EVERY: Duration = Duration::from_secs(1);
 const MEASURE_EVERY: Duration = Duration::from_secs(5);
 /// Longer than anything that a turn asks for may take, by the timeouts that the server enforces.
 const TURN_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long the last words to the database may take.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(5);
 /// After so many turns in a row a permanent error is taken for one: a failover or an upgrade of the
 /// state schema may look like one for a moment.
 const PERMANENT_AFTER: u32 = 10;
@@ -151,19 +153,26 @@ impl Supervisor {
         mut woken: mpsc::Receiver<()>,
         mut signals: mpsc::Receiver<Signal>,
     ) -> Ending {
-        self.read_job_files().await;
+        // Signals that came while something else was under way.
+        let mut deferred = Vec::new();
+        if let Raced::Stopped = race(self.read_job_files(), &mut signals, &mut deferred).await {
+            return self.stop().await;
+        }
         let mut ticks = tokio::time::interval(POLL_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // Signals that came during a turn.
-        let mut deferred = Vec::new();
         loop {
             for signal in std::mem::take(&mut deferred) {
-                self.heed(signal).await;
+                if let Raced::Stopped = race(self.heed(signal), &mut signals, &mut deferred).await {
+                    return self.stop().await;
+                }
             }
             tokio::select! {
                 Some(signal) = signals.recv() => match signal {
                     Signal::Stop => return self.stop().await,
-                    other => self.heed(other).await,
+                    other => {
+                        deferred.push(other);
+                        continue;
+                    }
                 },
                 Some(ended) = self.workers.join_next() => {
                     let (claim, ended) = ended.expect("a worker neither panics nor is aborted");
@@ -175,8 +184,10 @@ impl Supervisor {
             if Instant::now() < self.rest_until {
                 continue;
             }
-            let Some(turned) = self.turn_or_signal(&mut signals, &mut deferred).await else {
-                return self.stop().await;
+            let turned = match race(self.turn(), &mut signals, &mut deferred).await {
+                Raced::Done(turned) => turned,
+                Raced::TimedOut => Err(TurnError::Timeout(TURN_TIMEOUT)),
+                Raced::Stopped => return self.stop().await,
             };
             match turned {
                 Ok(None) => self.database_answers(),
@@ -191,31 +202,6 @@ impl Supervisor {
                         return Ending::Broken(error.to_string());
                     }
                 }
-            }
-        }
-    }
-
-    /// One turn, during which a stop is heeded at once (none) and other signals are put aside.
-    async fn turn_or_signal(
-        &mut self,
-        signals: &mut mpsc::Receiver<Signal>,
-        deferred: &mut Vec<Signal>,
-    ) -> Option<Result<Option<Ending>, TurnError>> {
-        let database = self.database.clone();
-        let mut turn = pin!(tokio::time::timeout(TURN_TIMEOUT, self.turn()));
-        loop {
-            tokio::select! {
-                turned = &mut turn => {
-                    return Some(turned.unwrap_or_else(|_| {
-                        // The connection that the turn waited on is in the pool again, and not to be trusted.
-                        database.discard_idle();
-                        Err(TurnError::Timeout(TURN_TIMEOUT))
-                    }));
-                }
-                Some(signal) = signals.recv() => match signal {
-                    Signal::Stop => return None,
-                    other => deferred.push(other),
-                },
             }
         }
     }
@@ -331,6 +317,8 @@ impl Supervisor {
         } else {
             tracing::debug!(%error, failures = self.failures, "the database does not answer as it should");
         }
+        // One of them may be the cause: inside a failed transaction, or read-only since a failover.
+        self.database.discard_idle();
         metrics::database_up(false);
         self.health.send_replace(Health::NotReady(error.to_string()));
     }
@@ -404,32 +392,63 @@ impl Supervisor {
     async fn stop(mut self) -> Ending {
         let grace = self.options.settings.daemon.shutdown_grace;
         tracing::info!(batches_in_flight = self.workers.len(), grace = ?grace, "stopping");
+        // What was broken off may have left a connection in the middle of something.
+        self.database.discard_idle();
         self.mode.send_replace(Mode::Resting);
         let workers = &mut self.workers;
         let all_ended = async { while workers.join_next().await.is_some() {} };
-        let drained = tokio::time::timeout(grace, all_ended).await.is_ok();
-        if drained {
-            self.goodbye("asked to stop").await;
-            tracing::info!("stopped, every slice handed back");
-            Ending::Stopped
-        } else {
+        if tokio::time::timeout(grace, all_ended).await.is_err() {
             tracing::warn!(batches_in_flight = self.workers.len(), grace = ?grace,
                            "stopped before the batches in flight ended; the server rolls them back");
-            Ending::GraceOver
+            return Ending::GraceOver;
         }
+        self.goodbye("asked to stop").await;
+        Ending::Stopped
     }
 
     /// The last words to the database; it may be gone, so not for long.
     async fn goodbye(&self, reason: &str) {
         let farewell = async {
-            if let Ok(client) = self.database.get().await {
-                let _ = slice::release_all(&**client, &self.state, &self.name).await;
-                let _ = daemon::seen(&**client, &self.state, &self.name, "stopped").await;
-                let _ =
-                    event::record(&**client, &self.state, None, "daemon stopped", &self.actor, reason).await;
-            }
+            let client = self.database.get().await?;
+            slice::release_all(&**client, &self.state, &self.name).await?;
+            daemon::seen(&**client, &self.state, &self.name, "stopped").await?;
+            event::record(&**client, &self.state, None, "daemon stopped", &self.actor, reason).await?;
+            Ok::<(), TurnError>(())
         };
-        let _ = tokio::time::timeout(Duration::from_secs(5), farewell).await;
+        match tokio::time::timeout(FAREWELL_TIMEOUT, farewell).await {
+            Ok(Ok(())) => tracing::info!(reason, "stopped, every slice handed back"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "stopped; the database was not told, and leases run out by themselves");
+            }
+            Err(_) => {
+                tracing::warn!("stopped; the database does not answer, and leases run out by themselves")
+            }
+        }
+    }
+}
+
+/// How work ended that signals may break into.
+enum Raced<T> {
+    Done(T),
+    TimedOut,
+    Stopped,
+}
+
+/// Does `work`, unless it takes too long or somebody asks for a stop; other signals are put aside.
+async fn race<T>(
+    work: impl Future<Output = T>,
+    signals: &mut mpsc::Receiver<Signal>,
+    deferred: &mut Vec<Signal>,
+) -> Raced<T> {
+    let mut work = pin!(tokio::time::timeout(TURN_TIMEOUT, work));
+    loop {
+        tokio::select! {
+            done = &mut work => return done.map_or(Raced::TimedOut, Raced::Done),
+            Some(signal) = signals.recv() => match signal {
+                Signal::Stop => return Raced::Stopped,
+                other => deferred.push(other),
+            },
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use deadpool_postgres::Object;
 use tokio::sync::watch;
 use tokio_postgres::NoTls;
+use tokio_postgres::error::SqlState;
 
 use super::pace::Pace;
 use super::{backoff, metrics};
@@ -24,10 +25,13 @@ use crate::walk::sizer::Sizer;
 const LONGEST_WAIT_TO_CONNECT: Duration = Duration::from_secs(5);
 /// The longest wait after a batch that failed.
 const LONGEST_WAIT_TO_RETRY: Duration = Duration::from_secs(30);
+/// As if so many tries had failed: a few seconds between two looks at a database that is read-only.
+const READ_ONLY_FAILURES: u32 = 6;
 /// How often progress is logged and the estimate looked at again.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
-/// A batch under a low rate holds no more rows than go in this time, so that rows go evenly.
-const LONGEST_PACED_BATCH: Duration = Duration::from_secs(1);
+/// A batch under a rate holds no more rows than go in this time. Rows that go evenly leave the
+/// application's commits a short way to the disk; the same rows in two large batches a second do not.
+const LONGEST_PACED_BATCH: Duration = Duration::from_millis(100);
 
 /// Whether workers walk or hand their slices back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,8 +70,11 @@ pub(super) struct Worker {
     pace: Pace,
     /// What the slice's totals should be, from the batches seen committed.
     known: Option<Totals>,
-    /// Failures since the last batch that was committed.
+    /// Batches in a row that failed.
     failures: u32,
+    /// Connections in a row that could not be had. Not held against the job: a server that restarts, a
+    /// password that was changed.
+    connect_failures: u32,
     last_checkpoint: Instant,
     last_report: Instant,
 }
@@ -96,6 +103,7 @@ impl Worker {
             pace: Pace::default(),
             known: None,
             failures: 0,
+            connect_failures: 0,
             last_checkpoint: now,
             last_report: now,
             database,
@@ -136,13 +144,13 @@ impl Worker {
             let client = match self.database.get().await {
                 Ok(client) => client,
                 Err(error) => {
-                    // Not held against the job: a password that was changed, a server that restarts.
-                    self.failures = self.failures.saturating_add(1);
+                    self.connect_failures = self.connect_failures.saturating_add(1);
                     tracing::debug!(job = %self.claim.job, %error, "waiting for the database");
-                    self.back_off(LONGEST_WAIT_TO_CONNECT).await;
+                    self.back_off(self.connect_failures, LONGEST_WAIT_TO_CONNECT).await;
                     continue;
                 }
             };
+            self.connect_failures = 0;
             let request = Request {
                 rows,
                 max_quarantined_rows: self.spec.limits.max_quarantined_rows(),
@@ -157,7 +165,7 @@ impl Worker {
                 abandon(client).await;
                 tracing::warn!(job = %self.claim.job, slice = self.claim.number,
                                deadline = ?self.plan.deadline(), "the server does not answer; connecting again");
-                self.back_off(LONGEST_WAIT_TO_RETRY).await;
+                self.back_off(1, LONGEST_WAIT_TO_RETRY).await;
                 continue;
             };
             match result {
@@ -171,6 +179,8 @@ impl Worker {
                     self.reconcile(totals);
                     return Ended::Finished;
                 }
+                // Somebody is about to change the job, or waits for a batch that was cut off to end.
+                Ok(Outcome::Held { job_state: None }) => self.back_off(1, LONGEST_WAIT_TO_RETRY).await,
                 Ok(Outcome::Held { .. } | Outcome::Revised) => return Ended::HandedBack,
                 Ok(Outcome::Overtaken) => {
                     tracing::debug!(job = %self.claim.job, slice = self.claim.number,
@@ -198,11 +208,10 @@ impl Worker {
     /// Rows for a batch when no bad row is being looked for.
     fn usual_rows(&self) -> u64 {
         let rows = self.sizer.rows();
-        match self.spec.limits.rows_per_second() {
-            // `as` saturates; a rate under one row a second still takes one row at a time.
-            Some(rate) => rows.min((rate * LONGEST_PACED_BATCH.as_secs_f64()) as u64).max(1),
-            None => rows,
-        }
+        let Some(rate) = self.spec.limits.rows_per_second() else { return rows };
+        // `as` saturates. Not fewer than the job allows, however low the rate.
+        let paced = (rate * LONGEST_PACED_BATCH.as_secs_f64()) as u64;
+        rows.min(paced.max(self.spec.batch.bounds().min_rows))
     }
 
     async fn committed(&mut self, client: Object, batch: &Committed, usual_rows: u64) -> Option<Ended> {
@@ -297,6 +306,12 @@ impl Worker {
             Failure::Contention => self.sizer.timed_out(rows),
             Failure::Connection | Failure::Resources => {}
         }
+        if error.error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) {
+            // An administrator has stopped all writing, or this is a standby by now: no fault of the job's.
+            tracing::debug!(job, "the database is read-only; waiting");
+            self.back_off(READ_ONLY_FAILURES, LONGEST_WAIT_TO_CONNECT).await;
+            return None;
+        }
         self.failures = self.failures.saturating_add(1);
         if self.failures > self.spec.limits.max_retries() {
             let limit = self.spec.limits.max_retries();
@@ -316,7 +331,7 @@ impl Worker {
             tracing::debug!(job, slice = self.claim.number, ?step, error = %reason, failures = self.failures,
                             "batch failed, trying again");
         }
-        self.back_off(LONGEST_WAIT_TO_RETRY).await;
+        self.back_off(self.failures, LONGEST_WAIT_TO_RETRY).await;
         None
     }
 
@@ -377,7 +392,8 @@ impl Worker {
         rows_scanned: i64,
     ) -> Result<i64, String> {
         let transaction = client.transaction().await.map_err(|error| describe(&error))?;
-        transaction.batch_execute(&self.plan.settings_sql()).await.map_err(|error| describe(&error))?;
+        let settings = self.plan.settings_sql() + "SET LOCAL statement_timeout = '30s'";
+        transaction.batch_execute(&settings).await.map_err(|error| describe(&error))?;
         let rest = estimate::rows(
             &*transaction,
             &self.plan.keyset,
@@ -397,8 +413,8 @@ impl Worker {
     }
 
     /// Waits before the next try, unless told to rest.
-    async fn back_off(&mut self, longest: Duration) {
-        let wait = backoff::wait(self.failures, longest, fastrand::f64());
+    async fn back_off(&mut self, failures: u32, longest: Duration) {
+        let wait = backoff::wait(failures, longest, fastrand::f64());
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = resting(&mut self.mode) => {}

@@ -20,9 +20,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long sent data may stay unacknowledged: a host that vanished is noticed within this.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// No statement on the state waits for a lock, runs, or leaves a transaction open for longer.
-const SESSION_OPTIONS: &str =
-    "-c lock_timeout=10s -c statement_timeout=60s -c idle_in_transaction_session_timeout=60s";
+/// No statement on the state waits for a lock, runs, or leaves a transaction open for longer. And the
+/// server notices a client's host that vanished, which would else be a live session for two hours.
+const SESSION_OPTIONS: &str = "-c lock_timeout=10s -c statement_timeout=60s -c idle_in_transaction_session_timeout=60s \
+     -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3";
 
 /// A database address that could not be understood.
 #[derive(Debug, thiserror::Error)]

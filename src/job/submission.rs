@@ -25,8 +25,11 @@ pub async fn examine(client: &Client, state: &State, spec: &Spec, replace: bool)
     if state::is_current(client, state).await.is_ok() {
         match job::load(client, state, &spec.name).await {
             Ok(known) if known.spec == spec.to_json() => return Ok(()),
-            // That the name is taken is the first thing to tell, and the submission tells it.
-            Ok(_) if !replace => return Ok(()),
+            // That the name is taken is the first thing to tell.
+            Ok(known) if !replace => {
+                let difference = submission::differing_keys(&known.spec, &spec.to_json()).join(", ");
+                return Err(StateError::Different { name: known.name, difference }.into());
+            }
             Ok(_) | Err(StateError::UnknownJob { .. }) => {}
             Err(other) => return Err(other.into()),
         }

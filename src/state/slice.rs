@@ -72,6 +72,9 @@ pub struct Position {
 pub struct Advance<'a> {
     /// How many batches were committed when the cursor was read: it is moved from there only.
     pub batches_before: i64,
+    /// The table as SQL. Looked up once more now that the batch has locked it: it may have been renamed
+    /// between the reading of the cursor and the lock.
+    pub table: &'a str,
     /// The last key that is done now.
     pub cursor_key: &'a [String],
     /// Rows passed over.
@@ -245,6 +248,7 @@ pub async fn advance(
                          lease_until = CASE WHEN NOT $10
                                             THEN clock_timestamp() + make_interval(secs => $11) END
                      WHERE job = $1 AND number = $2 AND epoch = $3 AND owner = $12 AND batches = $13
+                       AND to_regclass($14) = (SELECT table_oid FROM {s}.job WHERE name = $1)
                      RETURNING job
                  )
                  SELECT {s}.require_lease((SELECT count(*) FROM moved))",
@@ -263,6 +267,7 @@ pub async fn advance(
                 (&advance.lease.as_secs_f64(), Type::FLOAT8),
                 (&claim.owner, Type::TEXT),
                 (&advance.batches_before, Type::INT8),
+                (&advance.table, Type::TEXT),
             ],
         )
         .await;

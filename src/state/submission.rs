@@ -127,8 +127,9 @@ async fn resubmit(
     Ok(Submitted::Restarted { rows_forgotten })
 }
 
+#[must_use]
 /// The keys, dotted, under which two specs differ: `update.where`, `limits.rows_per_second`.
-fn differing_keys(known: &Value, new: &Value) -> Vec<String> {
+pub fn differing_keys(known: &Value, new: &Value) -> Vec<String> {
     fn walk(path: &str, known: Option<&Value>, new: Option<&Value>, found: &mut Vec<String>) {
         let empty = serde_json::Map::new();
         match (known, new) {

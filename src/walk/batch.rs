@@ -273,6 +273,7 @@ pub async fn run(
 
     let advance = slice::Advance {
         batches_before: position.totals.batches,
+        table: &table,
         cursor_key: &extent.last_key,
         rows_scanned: i64::try_from(extent.rows).expect("a batch has at most max_rows rows"),
         rows_changed: i64::try_from(rows_changed).expect("a batch changes at most max_rows rows"),
@@ -359,6 +360,9 @@ async fn extent(
             return Ok(Extent { start: Start::At, start_key: last_key.clone(), last_key, rows, is_last });
         }
         return Ok(Extent { start, start_key, last_key, rows, is_last });
+    }
+    if rows == 1 {
+        return Ok(Extent { start, start_key, last_key: slice_end.clone(), rows: 0, is_last: true });
     }
     // Fewer rows are left than the batch may have: take all, and say how many they were.
     let range = Parameters::new(plan, &start_key, slice_end);

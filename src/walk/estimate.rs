@@ -42,6 +42,17 @@ pub struct Estimate {
     pub range_rows: i64,
 }
 
+/// The rows of the table as the planner guesses them, at no cost at all.
+pub async fn planned_rows(
+    client: &impl GenericClient,
+    keyset: &Keyset,
+) -> Result<i64, tokio_postgres::Error> {
+    let sql = format!("EXPLAIN (FORMAT JSON) SELECT FROM ONLY {}", keyset.table.sql());
+    let plan: serde_json::Value = client.query_typed_one(&sql, &[]).await?.get(0);
+    let rows = plan.pointer("/0/Plan/Plan Rows").and_then(serde_json::Value::as_f64);
+    Ok(rows.unwrap_or(0.0) as i64)
+}
+
 /// Estimates the rows of a key range.
 ///
 /// The share of the range comes from a sample of pages. The rows of the table come from

@@ -302,7 +302,8 @@ impl Keyset {
         for (number, column) in (1..).zip(&self.columns) {
             let alias = identifier(&format!("backfilld key {number}"));
             let name = identifier(&column.name);
-            matches.push(format!("{}.{name} = {batch}.{alias}", identifier(&self.table.name)));
+            let collate = column.collation.as_ref().map_or(String::new(), |name| format!(" COLLATE {name}"));
+            matches.push(format!("{}.{name}{collate} = {batch}.{alias}", identifier(&self.table.name)));
             columns.push(name);
             aliases.push(alias);
         }

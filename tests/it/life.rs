@@ -136,14 +136,8 @@ async fn a_killed_daemon_is_not_shown_at_work() {
     .await;
 }
 
-/// A job with one batch that lasts as long as the test holds a lock.
-async fn stuck(database: &Database, client: &Client, folder: &std::path::Path) -> (Daemon, Client) {
-    table(database, client, 10).await;
-    let blocker = database.connect().await;
-    blocker.batch_execute("BEGIN; SELECT FROM items FOR UPDATE").await.unwrap();
-    let text = job("a", "[limits]\nlock_timeout = '1h'\nstatement_timeout = '1h'\n");
-    let file = job_file(folder, "a.toml", &text);
-    let daemon = Daemon::start(database.url(), &["--job", file.to_str().unwrap()]);
+/// Waits until a batch waits for a lock.
+async fn batch_waits(client: &Client) {
     until("the batch to wait for the lock", PATIENCE, async || {
         client
             .query_opt(
@@ -155,6 +149,17 @@ async fn stuck(database: &Database, client: &Client, folder: &std::path::Path) -
             .unwrap()
     })
     .await;
+}
+
+/// A job with one batch that lasts as long as the test holds a lock.
+async fn stuck(database: &Database, client: &Client, folder: &std::path::Path) -> (Daemon, Client) {
+    table(database, client, 10).await;
+    let blocker = database.connect().await;
+    blocker.batch_execute("BEGIN; SELECT FROM items FOR UPDATE").await.unwrap();
+    let text = job("a", "[limits]\nlock_timeout = '1h'\nstatement_timeout = '1h'\n");
+    let file = job_file(folder, "a.toml", &text);
+    let daemon = Daemon::start(database.url(), &["--job", file.to_str().unwrap()]);
+    batch_waits(client).await;
     (daemon, blocker)
 }
 
@@ -199,7 +204,7 @@ async fn a_stop_does_not_wait_longer_than_the_grace() {
     let file = job_file(folder.path(), "a.toml", &text);
     let grace = [("BACKFILLD__DAEMON__SHUTDOWN_GRACE", "300ms")];
     let mut daemon = Daemon::start_with(database.url(), &["--job", file.to_str().unwrap()], &grace);
-    until("a slice to be walked", PATIENCE, async || (leases(&client).await == 1).then_some(())).await;
+    batch_waits(&client).await;
     daemon.signal("TERM");
     assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(1));
     assert!(daemon.log().contains("before the batches in flight ended"), "{}", daemon.log());

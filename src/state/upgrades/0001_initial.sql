@@ -170,7 +170,8 @@ SELECT name, state, coalesce(spec ->> 'table', '') AS "table",
        round((CASE WHEN finished_at IS NULL THEN current_rate
                    WHEN active_seconds > 0 THEN rows_scanned / active_seconds
                    ELSE 0 END)::numeric, 1)::double precision AS rows_per_second,
-       CASE WHEN current_rate > 0 THEN round((rows_remaining / current_rate)::numeric, 1) END
+       -- None either when the estimate was overtaken: nobody knows how much is left then.
+       CASE WHEN current_rate > 0 AND rows_remaining > 0 THEN round((rows_remaining / current_rate)::numeric, 1) END
            ::double precision AS eta_seconds,
        workers, slices_total, slices_done,
        CASE WHEN rate_limit IS NULL
