@@ -421,7 +421,7 @@ impl Supervisor {
                 tracing::warn!(%error, "stopped; the database was not told, and leases run out by themselves");
             }
             Err(_) => {
-                tracing::warn!("stopped; the database does not answer, and leases run out by themselves")
+                tracing::warn!("stopped; the database does not answer, and leases run out by themselves");
             }
         }
     }

@@ -377,6 +377,48 @@ async fn a_walk_does_not_go_on_in_another_table_of_the_same_name() {
     assert!(error.contains("is not the table that the walk began on"), "{error}");
 }
 
+/// The swap is granted its lock between two batches, when the next one has read its cursor already.
+#[tokio::test]
+async fn not_one_batch_goes_to_a_table_that_was_swapped_in() {
+    let database = Database::create().await;
+    let client = database.connect().await;
+    table(&database, &client, 200_000).await;
+    client
+        .batch_execute(
+            "CREATE TABLE fresh (id bigint PRIMARY KEY, done bool); INSERT INTO fresh SELECT id FROM items",
+        )
+        .await
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let text =
+        job("a", "[batch]\nmax_rows = 500\n[limits]\nlock_timeout = '20s'\nstatement_timeout = '20s'\n");
+    let file = job_file(folder.path(), "a.toml", &text);
+    let mut daemon = Daemon::start(database.url(), &["--until-idle", "--job", file.to_str().unwrap()]);
+    let walker = database.connect().await;
+    until("the walk to be under way", PATIENCE, async || {
+        walker.query_opt("SELECT FROM backfilld.slice WHERE batches > 3", &[]).await.unwrap()
+    })
+    .await;
+    client
+        .batch_execute("BEGIN; ALTER TABLE items RENAME TO items_old; ALTER TABLE fresh RENAME TO items")
+        .await
+        .unwrap();
+    until("a batch to wait for the table", PATIENCE, async || {
+        walker
+            .query_opt(
+                "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+                &[],
+            )
+            .await
+            .unwrap()
+    })
+    .await;
+    client.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(3), "{}", daemon.log());
+    let written: i64 = client.query_one("SELECT count(*) FROM items WHERE done", &[]).await.unwrap().get(0);
+    assert_eq!(written, 0, "{}", daemon.log());
+}
+
 #[tokio::test]
 async fn two_daemons_of_one_name_are_not_let_in() {
     let database = Database::create().await;
