@@ -1,6 +1,6 @@
 # What a person or CI types. Each target installs what it misses.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench bench-growth clean
+.PHONY: help build demo test lint bench bench-growth bench-throttle clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,11 @@ bench: ## rows a second beside one UPDATE and a server-side procedure, about 10 
 bench-growth: ## whether a batch costs the same at both ends of a 10,000,000-row walk
 	@scripts/install-deps
 	cargo bench --locked --bench backfill -- growth
+
+bench-throttle: ## what the throttle does on real servers, about 75 minutes
+	@scripts/install-deps
+	@scripts/install-bench-tools
+	cargo bench --locked --bench throttle -- all
 
 clean: ## remove what was built
 	cargo clean

@@ -6,8 +6,8 @@
 //! | room | does |
 //! | --- | --- |
 //! | [`database`] | connections, quoting, what an error means |
-//! | [`throttle`] | how fast: the pacer |
 //! | [`state`] | the state schema and every statement on it |
+//! | [`throttle`] | how fast: signals, the law, the pacer, schedules |
 //! | [`walk`] | the key, the SQL, the batch transaction, the batch sizer |
 //! | [`job`] | the job file: its spec, validation, preflight |
 //! | [`settings`] | the daemon's configuration |

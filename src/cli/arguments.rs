@@ -47,6 +47,8 @@ pub(super) enum Command {
     Wait(Wait),
     /// Show who changed what, and why
     Events(Events),
+    /// Show what the throttle sees: each signal's reading, limit, utilisation, age and verdict
+    Throttle(Throttle),
     /// Print a completion script for a shell
     Completions(Completions),
 }
@@ -73,7 +75,7 @@ pub(super) struct Submit {
     /// Job files
     #[arg(required = true, value_name = "FILE")]
     pub(super) files: Vec<PathBuf>,
-    /// Replace a job of the same name: changed limits and batch sizes keep its place, any other change begins again
+    /// Replace a job of the same name: a change of [batch], [limits], [throttle] or [schedule] keeps its place, any other begins again
     #[arg(long)]
     pub(super) replace: bool,
 }
@@ -132,6 +134,13 @@ pub(super) struct Events {
     /// How many of the latest to show
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(0..=1_000_000))]
     pub(super) limit: i64,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Throttle {
+    /// As JSON: an object for each daemon
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -13,6 +13,7 @@ mod output;
 mod run;
 mod status;
 mod submit;
+mod throttle;
 mod wait;
 
 use std::collections::BTreeMap;
@@ -54,7 +55,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
     let overrides = Overrides { config: arguments.config, database_url: arguments.database_url };
     let context = || Context::load(overrides.clone(), environment.clone());
     match arguments.command {
-        Command::Run(command) => run::run(context()?, command).await,
+        Command::Run(command) => Box::pin(run::run(context()?, command)).await,
         Command::Init => init::run(&context()?).await,
         Command::Check(command) => check::run(&context()?, &command).await,
         Command::Submit(command) => submit::run(&context()?, &command).await,
@@ -65,6 +66,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Retry(command) => control::retry(&context()?, &command.name).await,
         Command::Wait(command) => wait::run(&context()?, &command).await,
         Command::Events(command) => events::run(&context()?, &command).await,
+        Command::Throttle(command) => throttle::run(&context()?, &command).await,
         Command::Completions(command) => completions::run(&command),
     }
 }

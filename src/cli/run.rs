@@ -63,7 +63,7 @@ pub(super) async fn run(context: Context, command: Run) -> Result<ExitCode, Fail
         own_jobs,
         set_log_level,
     };
-    match daemon::run(client, listener, options).await {
+    match Box::pin(daemon::run(client, listener, options)).await {
         Ok(Ending::Stopped | Ending::Idle) => Ok(ExitCode::SUCCESS),
         Ok(Ending::GraceOver) => Ok(ExitCode::FAILURE),
         Ok(Ending::Broken(reason)) => Err(Failure::runtime(reason)),

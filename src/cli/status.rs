@@ -85,13 +85,23 @@ fn note(job: &Status) -> String {
     match job.state.as_str() {
         "running" if job.workers == 0 => notes.push("no daemon works on it".to_owned()),
         "pending" => notes.push("waits for a daemon".to_owned()),
-        "running" => notes.extend(job.throttle.reason.clone()),
+        "running" => notes.extend(throttled(job)),
         _ => {}
     }
     if job.rows_quarantined > 0 {
         notes.push(format!("{} rows in quarantine", output::count(job.rows_quarantined)));
     }
     notes.join("; ")
+}
+
+/// What holds a running job back, if anything does.
+fn throttled(job: &Status) -> Option<String> {
+    let reason = job.throttle.reason.as_ref()?;
+    match job.throttle.zone.as_str() {
+        "open" => None,
+        "capped" => Some(reason.clone()),
+        zone => Some(format!("throttle {zone}: {reason}")),
+    }
 }
 
 /// Shows progress until the job named ends; without a name until interrupted.

@@ -1,5 +1,6 @@
 //! What the daemon measures. The names are the contract's.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
@@ -7,6 +8,9 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::database::Failure;
 use crate::state::status::Status;
+use crate::throttle::control::Ticked;
+use crate::throttle::law::Zone;
+use crate::throttle::report::Report;
 
 const JOB_STATES: [&str; 7] =
     ["pending", "running", "paused", "finishing", "complete", "failed", "cancelled"];
@@ -14,10 +18,16 @@ const JOB_STATES: [&str; 7] =
 /// Around the default target of 50 ms, up to the default statement timeout of 10 s.
 const BATCH_SECONDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
+/// From a read that finds its row in memory to one that waits for a lock.
+const QUERY_SECONDS: [f64; 14] =
+    [0.000_25, 0.000_5, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 10.0];
+
 /// Makes the process's recorder; the handle renders what it holds.
 pub(super) fn install() -> Result<PrometheusHandle, String> {
     let recorder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Full("backfilld_batch_duration_seconds".to_owned()), &BATCH_SECONDS)
+        .map_err(|error| error.to_string())?
+        .set_buckets_for_metric(Matcher::Full("backfilld_query_latency_seconds".to_owned()), &QUERY_SECONDS)
         .map_err(|error| error.to_string())?
         .build_recorder();
     let handle = recorder.handle();
@@ -56,7 +66,26 @@ fn describe() {
     );
     describe_gauge!(
         "backfilld_rate_limit_rows_per_second",
-        "The rate that the job may not exceed; +Inf without a limit."
+        "The rate that the job may have at this moment; 0 in a pause, absent (NaN) when it is not walked here."
+    );
+    describe_gauge!(
+        "backfilld_throttle_utilization_ratio",
+        "How much of its limit a signal uses, 1 at the limit; absent (NaN) when it is not known."
+    );
+    describe_counter!(
+        "backfilld_throttle_limited_seconds_total",
+        "Seconds in which the signal held the job back."
+    );
+    describe_gauge!(
+        "backfilld_throttle_zone",
+        "1 for the worst zone of all jobs, 0 for the others; without a job, of the signals."
+    );
+    describe_gauge!("backfilld_query_latency_p99_seconds", "The p99 of the slowest probe.");
+    describe_histogram!("backfilld_query_latency_seconds", "What the probes took, all together.");
+    describe_gauge!("backfilld_replication_lag_seconds", "How far a replica is behind.");
+    describe_gauge!(
+        "backfilld_signal_age_seconds",
+        "Seconds since a signal was read; absent (NaN) before the first time."
     );
     describe_gauge!("backfilld_leases_held", "Slices that this daemon works on.");
     describe_counter!(
@@ -91,12 +120,6 @@ pub(super) fn retried(job: &str, failure: Failure) {
     counter!("backfilld_retries_total", "job" => job.to_owned(), "reason" => failure.name()).increment(1);
 }
 
-/// The limit a job is walked under.
-pub(super) fn rate_limit(job: &str, rows_per_second: Option<f64>) {
-    gauge!("backfilld_rate_limit_rows_per_second", "job" => job.to_owned())
-        .set(rows_per_second.unwrap_or(f64::INFINITY));
-}
-
 /// A slice that somebody else has taken.
 pub(super) fn lease_lost() {
     counter!("backfilld_leases_lost_total").increment(1);
@@ -122,8 +145,92 @@ pub(super) fn jobs(jobs: &[Status], checkpoint_ages: &[(String, f64)]) {
         }
         gauge!("backfilld_job_progress_ratio", "job" => name()).set(job.progress);
         gauge!("backfilld_job_eta_seconds", "job" => name()).set(job.eta_seconds.unwrap_or(f64::NAN));
-        // Of a job that does not run, an age would only grow and alarm somebody.
-        let age = checkpoint_ages.iter().find(|(of, _)| *of == job.name).map_or(0.0, |(_, age)| *age);
+        // Of a job that does not run, or that the throttle holds, an age would only grow and alarm somebody.
+        let age = checkpoint_ages
+            .iter()
+            .find(|(of, _)| *of == job.name && job.throttle.zone != Zone::Paused.name())
+            .map_or(0.0, |(_, age)| *age);
         gauge!("backfilld_checkpoint_age_seconds", "job" => name()).set(age);
     }
+}
+
+/// What the throttle has shown, so that a series whose subject is gone does not stay at its last value.
+#[derive(Debug, Default)]
+pub(super) struct ThrottleShown {
+    jobs: BTreeSet<String>,
+    replicas: BTreeSet<String>,
+    signals: BTreeSet<String>,
+    /// By job and signal: how long it held the job back. A counter counts whole seconds only.
+    limited: BTreeMap<(String, String), Duration>,
+}
+
+impl ThrottleShown {
+    /// Shows what a tick has decided. `samples`: what the probes took since the last one.
+    pub(super) fn show(&mut self, ticked: &Ticked, report: &Report, samples: &[Duration]) {
+        for sample in samples {
+            histogram!("backfilld_query_latency_seconds").record(*sample);
+        }
+        for tick in &ticked.jobs {
+            let rate = gauge!("backfilld_rate_limit_rows_per_second", "job" => tick.job.clone());
+            rate.set(tick.decision.rows_per_second);
+            if let Some(signal) = tick.decision.signal.clone().filter(|_| tick.decision.zone.limits()) {
+                let limited = self.limited.entry((tick.job.clone(), signal.clone())).or_default();
+                *limited += ticked.elapsed;
+                counter!("backfilld_throttle_limited_seconds_total", "job" => tick.job.clone(), "signal" => signal)
+                    .absolute(limited.as_secs());
+            }
+        }
+        let jobs = ticked.jobs.iter().map(|tick| tick.job.clone()).collect();
+        for job in std::mem::replace(&mut self.jobs, jobs).difference(&self.jobs) {
+            gauge!("backfilld_rate_limit_rows_per_second", "job" => job.clone()).set(f64::NAN);
+        }
+        let of_signals =
+            report.signals.iter().map(|seen| seen.verdict.as_str()).max_by_key(|zone| rank(zone));
+        let of_jobs = ticked.jobs.iter().map(|tick| tick.told.zone.name()).max_by_key(|zone| rank(zone));
+        let worst = of_jobs.or(of_signals).unwrap_or(Zone::Open.name());
+        for zone in Zone::ALL {
+            let current = if zone.name() == worst { 1.0 } else { 0.0 };
+            gauge!("backfilld_throttle_zone", "zone" => zone.name()).set(current);
+        }
+        self.show_signals(report);
+    }
+
+    fn show_signals(&mut self, report: &Report) {
+        let mut signals: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+        let (mut slowest, mut replicas) = (f64::NAN, BTreeSet::new());
+        for seen in &report.signals {
+            let (used, age) = signals.entry(&seen.signal).or_insert((f64::NAN, f64::NAN));
+            // The larger of two numbers; NaN gives way to any.
+            *used = used.max(seen.utilisation.unwrap_or(f64::NAN));
+            *age = age.max(seen.age_seconds.unwrap_or(f64::NAN));
+            let in_seconds = seen.reading.filter(|_| seen.unit.as_deref() == Some("seconds"));
+            match (seen.signal.as_str(), in_seconds) {
+                ("query_latency", Some(seconds)) => slowest = slowest.max(seconds),
+                ("replication_lag", Some(seconds)) => {
+                    let replica = seen.subject.trim_start_matches("replica ").to_owned();
+                    gauge!("backfilld_replication_lag_seconds", "replica" => replica.clone()).set(seconds);
+                    replicas.insert(replica);
+                }
+                _ => {}
+            }
+        }
+        gauge!("backfilld_query_latency_p99_seconds").set(slowest);
+        for (signal, (used, age)) in &signals {
+            gauge!("backfilld_throttle_utilization_ratio", "signal" => (*signal).to_owned()).set(*used);
+            gauge!("backfilld_signal_age_seconds", "signal" => (*signal).to_owned()).set(*age);
+        }
+        let signals = signals.keys().map(|signal| (*signal).to_owned()).collect();
+        for signal in std::mem::replace(&mut self.signals, signals).difference(&self.signals) {
+            gauge!("backfilld_throttle_utilization_ratio", "signal" => signal.clone()).set(f64::NAN);
+            gauge!("backfilld_signal_age_seconds", "signal" => signal.clone()).set(f64::NAN);
+        }
+        for replica in std::mem::replace(&mut self.replicas, replicas).difference(&self.replicas) {
+            gauge!("backfilld_replication_lag_seconds", "replica" => replica.clone()).set(f64::NAN);
+        }
+    }
+}
+
+/// How bad a zone is.
+fn rank(zone: &str) -> usize {
+    Zone::ALL.iter().position(|known| known.name() == zone).unwrap_or(0)
 }

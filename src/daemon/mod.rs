@@ -11,10 +11,10 @@ mod leases;
 mod listener;
 mod metrics;
 mod pace;
-
 mod signals;
 mod start;
 mod supervisor;
+mod throttle;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -94,8 +94,16 @@ pub async fn run(
 
     let woken = listener::spawn(database.target().clone(), state.clone(), name.clone());
     let identity = supervisor::Identity { name, actor, started_at };
-    let supervisor = supervisor::Supervisor::new(options, database, state, identity, health, recorder);
-    Ok(supervisor.run(woken, signals).await)
+    let place = throttle::Place {
+        database: database.clone(),
+        state: state.clone(),
+        daemon: identity.name.clone(),
+        actor: identity.actor.clone(),
+    };
+    let throttle = throttle::Throttle::start(place, options.settings.throttle.clone());
+    let supervisor =
+        supervisor::Supervisor::new(options, database, state, identity, health, recorder, throttle);
+    Ok(Box::pin(supervisor.run(woken, signals)).await)
 }
 
 /// Two daemons of one name would take each other's slices for their own, again and again. A process

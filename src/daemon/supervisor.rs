@@ -15,6 +15,7 @@ use tokio::time::MissedTickBehavior;
 use super::leases::Held;
 use super::signals::Signal;
 use super::start::StartError;
+use super::throttle::Throttle;
 use super::worker::{Ended, Mode};
 use super::{Options, backoff, jobs_directory, metrics};
 use crate::database::{ConnectError, Database, Failure};
@@ -63,7 +64,7 @@ pub(super) struct Identity {
 
 /// A turn that could not be finished for want of the database.
 #[derive(Debug, thiserror::Error)]
-enum TurnError {
+pub(super) enum TurnError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     #[error(transparent)]
@@ -100,6 +101,7 @@ pub(super) struct Supervisor {
     recorder: PrometheusHandle,
     mode: watch::Sender<Mode>,
     workers: JoinSet<(Claim, Ended)>,
+    throttle: Throttle,
     held: Held,
     started_at: Timestamp,
     renewed: Option<Instant>,
@@ -123,6 +125,7 @@ impl Supervisor {
         identity: Identity,
         health: watch::Sender<Health>,
         recorder: PrometheusHandle,
+        throttle: Throttle,
     ) -> Self {
         let Identity { name, actor, started_at } = identity;
         Self {
@@ -136,6 +139,7 @@ impl Supervisor {
             recorder,
             mode: watch::Sender::new(Mode::Walking),
             workers: JoinSet::new(),
+            throttle,
             held: Held::default(),
             started_at,
             renewed: None,
@@ -246,6 +250,7 @@ impl Supervisor {
     fn worker_ended(&mut self, claim: &Claim, ended: &Ended) {
         tracing::debug!(job = %claim.job, slice = claim.number, ?ended, "worker ended");
         self.held.remove(claim);
+        self.throttle.leave(&claim.job);
         metrics::leases_held(self.held.len());
         self.measured = None;
     }
@@ -363,6 +368,9 @@ impl Supervisor {
                     "changed in the configuration; takes effect when the daemon is started again"
                 );
             }
+        }
+        if new.throttle != old.throttle {
+            self.throttle.reconfigure(new.throttle.clone());
         }
         self.options.settings = new;
         tracing::info!("configuration reloaded");

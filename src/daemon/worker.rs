@@ -1,5 +1,6 @@
 //! Walking one slice, batch by batch, until it ends, somebody stops it, or it cannot go on.
 
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use deadpool_postgres::Object;
@@ -13,7 +14,7 @@ use crate::database::{Database, Failure, describe};
 use crate::job::spec::Spec;
 use crate::state::slice::{self, Claim, Totals};
 use crate::state::{Actor, State, job};
-use crate::throttle::Pacer;
+use crate::throttle::JobThrottle;
 use crate::walk::Plan;
 use crate::walk::batch::{self, BatchError, Committed, Outcome, Request, SetAside, Step};
 use crate::walk::estimate;
@@ -27,10 +28,17 @@ const LONGEST_WAIT_TO_CONNECT: Duration = Duration::from_secs(5);
 const LONGEST_WAIT_TO_RETRY: Duration = Duration::from_secs(30);
 /// As if so many tries had failed: a few seconds between two looks at a database that is read-only.
 const READ_ONLY_FAILURES: u32 = 6;
+/// How often a worker that waits for the throttle looks whether its job is still to be walked.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often progress is logged and the estimate looked at again.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
-/// A batch under a rate holds no more rows than go in this time. Rows that go evenly leave the
-/// application's commits a short way to the disk; the same rows in two large batches a second do not.
+/// A batch holds the rows of this time at the job's rate. The fewer rows a batch has, the shorter an
+/// application's commit waits behind its WAL and its processor time: at one and the same rate, batches
+/// of 5,000 rows doubled the p99 of an application whose p99 batches of 250 left as it was.
+const PACED_BATCH: Duration = Duration::from_millis(5);
+/// So many rows are no burden at any rate: they take a millisecond or so. A lower rate makes fewer
+/// batches of them rather than smaller ones, but for a very low one.
+const EASY_ROWS: f64 = 200.0;
 const LONGEST_PACED_BATCH: Duration = Duration::from_millis(100);
 
 /// Whether workers walk or hand their slices back.
@@ -66,7 +74,7 @@ pub(super) struct Worker {
     table_rows: i64,
     sizer: Sizer,
     isolation: Isolation,
-    pacer: Pacer,
+    throttle: JobThrottle,
     pace: Pace,
     /// What the slice's totals should be, from the batches seen committed.
     known: Option<Totals>,
@@ -90,16 +98,17 @@ pub(super) struct Assignment {
     pub(super) plan: Plan,
     pub(super) spec: Spec,
     pub(super) table_rows: i64,
+    pub(super) throttle: JobThrottle,
 }
 
 impl Worker {
     pub(super) fn new(assignment: Assignment) -> Self {
-        let Assignment { database, state, actor, lease, mode, claim, plan, spec, table_rows } = assignment;
+        let Assignment { database, state, actor, lease, mode, claim, plan, spec, table_rows, throttle } =
+            assignment;
         let now = Instant::now();
         Self {
             sizer: Sizer::new(spec.batch.bounds()),
             isolation: Isolation::default(),
-            pacer: Pacer::default(),
             pace: Pace::default(),
             known: None,
             failures: 0,
@@ -115,12 +124,12 @@ impl Worker {
             plan,
             spec,
             table_rows,
+            throttle,
         }
     }
 
     /// Works until there is a reason to end, then hands the slice back where it is still ours.
     pub(super) async fn run(mut self) -> Ended {
-        metrics::rate_limit(&self.claim.job, self.spec.limits.rows_per_second());
         let ended = self.walk().await;
         if matches!(ended, Ended::HandedBack | Ended::Failed) {
             self.hand_back().await;
@@ -135,11 +144,8 @@ impl Worker {
             }
             let usual_rows = self.usual_rows();
             let rows = self.isolation.rows(usual_rows);
-            if let Some(rate) = self.spec.limits.rows_per_second() {
-                tokio::select! {
-                    () = self.pacer.admit(rows, rate) => {}
-                    () = resting(&mut self.mode) => return Ended::HandedBack,
-                }
+            if !self.admitted(rows).await {
+                return Ended::HandedBack;
             }
             let client = match self.database.get().await {
                 Ok(client) => client,
@@ -160,8 +166,14 @@ impl Worker {
             };
             // The deadline is beyond everything that the server enforces. When it passes, the server
             // or the network is not there: cancel what may still run, and drop the connection.
+            let in_flight = self.throttle.begin_batch();
             let running = batch::run(&client, &self.state, &self.plan, &self.claim, request);
-            let Ok(result) = tokio::time::timeout(self.plan.deadline(), running).await else {
+            let result = tokio::time::timeout(self.plan.deadline(), running).await;
+            if let Ok(Ok(Outcome::Committed(committed))) = &result {
+                in_flight.walked(committed.rows_scanned);
+            }
+            drop(in_flight);
+            let Ok(result) = result else {
                 abandon(client).await;
                 tracing::warn!(job = %self.claim.job, slice = self.claim.number,
                                deadline = ?self.plan.deadline(), "the server does not answer; connecting again");
@@ -205,13 +217,39 @@ impl Worker {
         }
     }
 
+    /// Waits until `rows` may go. False when the slice is to be handed back instead: told to rest, or the
+    /// job was changed. A batch would notice that, but in a pause of the throttle there is none.
+    async fn admitted(&mut self, rows: u64) -> bool {
+        let mut throttle = self.throttle.clone();
+        // Kept over the looks in between: what has been waited for is not lost.
+        let mut admitted = pin!(throttle.admit(rows));
+        loop {
+            tokio::select! {
+                () = &mut admitted => return true,
+                () = resting(&mut self.mode) => return false,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+            if !self.may_go_on().await {
+                return false;
+            }
+        }
+    }
+
+    /// Whether the job still runs as it did. Yes, if that cannot be told: then the next batch will see.
+    async fn may_go_on(&self) -> bool {
+        let Ok(client) = self.database.get().await else { return true };
+        let revision = self.plan.job_revision;
+        job::runs_as(&**client, &self.state, &self.claim.job, revision).await.unwrap_or(true)
+    }
+
     /// Rows for a batch when no bad row is being looked for.
     fn usual_rows(&self) -> u64 {
         let rows = self.sizer.rows();
-        let Some(rate) = self.spec.limits.rows_per_second() else { return rows };
+        let rate = self.throttle.rows_per_second();
+        let easy = EASY_ROWS.min(rate * LONGEST_PACED_BATCH.as_secs_f64());
         // `as` saturates. Not fewer than the job allows, however low the rate.
-        let paced = (rate * LONGEST_PACED_BATCH.as_secs_f64()) as u64;
-        rows.min(paced.max(self.spec.batch.bounds().min_rows))
+        let paced = (rate * PACED_BATCH.as_secs_f64()).max(easy) as u64;
+        rows.min(paced).max(self.spec.batch.bounds().min_rows)
     }
 
     async fn committed(&mut self, client: Object, batch: &Committed, usual_rows: u64) -> Option<Ended> {

@@ -3,6 +3,8 @@
 
 use std::net::SocketAddr;
 
+use super::bytes::Bytes;
+
 /// What a value must be.
 #[derive(Debug, Clone, Copy)]
 pub enum Kind {
@@ -12,10 +14,16 @@ pub enum Kind {
     Texts,
     /// A whole number from 0 on.
     Whole,
+    /// A whole number from 0 to this.
+    WholeUpTo(u32),
     /// A number.
     Number,
+    /// A size: a whole number of bytes, or a text with a unit.
+    Bytes,
     /// A duration with its unit.
     Duration,
+    /// A duration with its unit, or this word.
+    DurationOr(&'static str),
     /// One of a few words.
     Choice(&'static [&'static str]),
     /// An address and a port.
@@ -28,8 +36,16 @@ impl Kind {
             Self::Text => "a text in quotes".to_owned(),
             Self::Texts => "a list of texts, such as [\"1000\"]".to_owned(),
             Self::Whole => "a whole number, 0 or more".to_owned(),
+            Self::WholeUpTo(most) => format!("a whole number from 0 to {most}"),
             Self::Number => "a number".to_owned(),
+            Self::Bytes => {
+                "a size: a whole number of bytes, or a text with its unit, such as \"512MB\" or \"10GB\""
+                    .to_owned()
+            }
             Self::Duration => "a duration with its unit, such as \"50ms\", \"30s\" or \"1h 30m\"".to_owned(),
+            Self::DurationOr(word) => {
+                format!("a duration with its unit, such as \"50ms\" or \"30s\", or \"{word}\"")
+            }
             Self::Choice(words) => format!("one of \"{}\"", words.join("\", \"")),
             Self::Address => "an address and a port, such as \"127.0.0.1:9797\"".to_owned(),
         }
@@ -38,19 +54,38 @@ impl Kind {
     /// In a file a number is a number; in the environment everything is a text.
     fn accepts(self, value: &toml::Value, source: Source) -> bool {
         use toml::Value;
+        let is_duration = |text: &str| humantime::parse_duration(text).is_ok();
         match (self, value) {
             (Self::Texts, Value::Array(values)) => values.iter().all(Value::is_str),
-            (Self::Whole, Value::Integer(number)) => *number >= 0,
+            (Self::Whole | Self::Bytes, Value::Integer(number)) => *number >= 0,
+            (Self::WholeUpTo(most), Value::Integer(number)) => (0..=i64::from(most)).contains(number),
             (Self::Text, Value::String(_)) | (Self::Number, Value::Integer(_) | Value::Float(_)) => true,
-            (Self::Whole, Value::String(text)) if source == Source::Environment => {
-                text.parse::<u64>().is_ok()
-            }
-            (Self::Duration, Value::String(text)) => humantime::parse_duration(text).is_ok(),
+            (Self::Bytes, Value::String(text)) => text.parse::<Bytes>().is_ok(),
+            (Self::Duration, Value::String(text)) => is_duration(text),
+            (Self::DurationOr(word), Value::String(text)) => text == word || is_duration(text),
             (Self::Choice(words), Value::String(text)) => words.contains(&text.as_str()),
             (Self::Address, Value::String(text)) => text.parse::<SocketAddr>().is_ok(),
+            (_, Value::String(text)) if source == Source::Environment => self.accepts_text(text),
             _ => false,
         }
     }
+
+    fn accepts_text(self, text: &str) -> bool {
+        match self {
+            Self::Texts => texts(text).is_some(),
+            Self::Whole => text.parse::<u64>().is_ok(),
+            Self::WholeUpTo(most) => text.parse::<u32>().is_ok_and(|number| number <= most),
+            Self::Number => text.parse::<f64>().is_ok(),
+            _ => false,
+        }
+    }
+}
+
+/// A list of texts that is written in an environment variable as it is in a file: `["one", "two"]`.
+/// Parted by commas it could not be: SQL has commas of its own.
+#[must_use]
+pub fn texts(text: &str) -> Option<Vec<String>> {
+    text.trim().parse::<toml::Value>().ok()?.try_into().ok()
 }
 
 /// Where keys come from.
@@ -65,7 +100,7 @@ pub enum Source {
 /// A section of a file and its keys.
 #[derive(Debug)]
 pub struct Section {
-    /// The section's name; empty for the top of the file.
+    /// The section's name; empty for the top of the file. At the end, `*` is a name of the user's own.
     pub path: &'static str,
     /// Its keys, subsections left out.
     pub keys: &'static [(&'static str, Kind)],
@@ -106,91 +141,142 @@ impl KnownKeys {
     #[must_use]
     pub fn check(&self, table: &toml::Table, source: Source) -> Vec<String> {
         let mut problems = Vec::new();
-        self.check_table("", table, source, &mut problems);
+        self.check_table(&Place::default(), table, source, &mut problems);
         problems
     }
 
-    fn check_table(&self, path: &str, table: &toml::Table, source: Source, problems: &mut Vec<String>) {
+    /// What the value of a key must be; none of a key that is not known.
+    #[must_use]
+    pub fn kind_of(&self, keys: &[&str]) -> Option<Kind> {
+        let (key, sections) = keys.split_last()?;
+        let place = sections.iter().fold(Place::default(), |place, name| self.below(&place, name));
+        self.kind(&place.known, key)
+    }
+
+    fn check_table(&self, place: &Place, table: &toml::Table, source: Source, problems: &mut Vec<String>) {
         for (key, value) in table {
-            let full = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            let below = self.below(place, key);
+            let full = &below.written;
+            let named = below.known.ends_with(".*");
             if let Some(not_yet) = self.not_yet.iter().find(|known| known.path == full) {
                 let version = env!("CARGO_PKG_VERSION");
                 problems
                     .push(format!("{full} is not supported by backfilld {version} yet: {}", not_yet.advice));
             } else if let Some(free) = self.free.iter().find(|free| free.path == full) {
                 check_free_table(free, value, problems);
-            } else if self.is_section(&full) {
+            } else if self.is_section(&below.known) {
                 match value {
-                    toml::Value::Table(inner) => self.check_table(&full, inner, source, problems),
+                    toml::Value::Table(_) if named && !is_own_name(key) => {
+                        problems.push(format!("{full}: {OWN_NAME}"));
+                    }
+                    toml::Value::Table(inner) => self.check_table(&below, inner, source, problems),
+                    _ if self.kind(&below.known, key).is_some() => problems.push(format!(
+                        "{full}: a name of your own is missing, write [{}.NAME] and {key} below",
+                        place.written
+                    )),
                     _ => problems
                         .push(format!("{full} is a section, not a key: write [{full}] and its keys below")),
                 }
-            } else if let Some(kind) = self.kind(path, key) {
+            } else if let Some(kind) = self.kind(&place.known, key) {
                 if !kind.accepts(value, source) {
                     problems.push(format!("{full} must be {}", kind.expected()));
                 }
             } else {
-                problems.push(self.unknown(path, key, &full));
+                problems.push(self.unknown(place, key, full));
             }
         }
     }
 
-    fn is_section(&self, full: &str) -> bool {
-        self.sections.iter().any(|section| {
-            section.path == full
-                || (section.path.starts_with(full) && section.path[full.len()..].starts_with('.'))
-        })
-    }
-
-    fn kind(&self, path: &str, key: &str) -> Option<Kind> {
-        let here = self.sections.iter().filter(|section| section.path == path);
-        here.flat_map(|section| section.keys).find(|(name, _)| *name == key).map(|(_, kind)| *kind)
-    }
-
-    fn unknown(&self, path: &str, key: &str, full: &str) -> String {
-        let siblings = self.siblings(path);
-        // A key that is right but in the wrong section is the likelier mistake than a misspelling.
-        if let Some(near) = nearest(key, &siblings) {
-            format!("unknown key {full}: did you mean {near}?")
-        } else if let Some(place) = self.home_of(key) {
-            format!("unknown key {full}: {key} belongs into {place}")
-        } else {
-            let place = if path.is_empty() { "known here".to_owned() } else { format!("known in [{path}]") };
-            format!("unknown key {full}: {place} are {}", siblings.join(", "))
+    /// The place of `key` in the section at `place`.
+    fn below(&self, place: &Place, key: &str) -> Place {
+        let join = |path: &str, key: &str| {
+            if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+        };
+        let own = join(&place.known, "*");
+        let is_own = self.sections.iter().any(|section| section.path == own);
+        Place {
+            written: join(&place.written, key),
+            known: if is_own { own } else { join(&place.known, key) },
         }
     }
 
-    /// The keys and sections directly below `path`.
-    fn siblings(&self, path: &str) -> Vec<&'static str> {
+    fn is_section(&self, known: &str) -> bool {
+        self.sections.iter().any(|section| {
+            section.path == known
+                || (section.path.starts_with(known) && section.path[known.len()..].starts_with('.'))
+        })
+    }
+
+    fn kind(&self, known: &str, key: &str) -> Option<Kind> {
+        let here = self.sections.iter().filter(|section| section.path == known);
+        here.flat_map(|section| section.keys).find(|(name, _)| *name == key).map(|(_, kind)| *kind)
+    }
+
+    fn unknown(&self, place: &Place, key: &str, full: &str) -> String {
+        let siblings = self.siblings(&place.known);
+        // A key that is right but in the wrong section is the likelier mistake than a misspelling.
+        if let Some(near) = nearest(key, &siblings) {
+            format!("unknown key {full}: did you mean {near}?")
+        } else if let Some(home) = self.home_of(key) {
+            format!("unknown key {full}: {key} belongs into {home}")
+        } else {
+            let path = &place.written;
+            let here = if path.is_empty() { "known here".to_owned() } else { format!("known in [{path}]") };
+            format!("unknown key {full}: {here} are {}", siblings.join(", "))
+        }
+    }
+
+    /// The keys and sections directly below `known`.
+    fn siblings(&self, known: &str) -> Vec<&'static str> {
         let keys = self
             .sections
             .iter()
-            .filter(|section| section.path == path)
+            .filter(|section| section.path == known)
             .flat_map(|section| section.keys.iter().map(|(name, _)| *name));
         let below = self
             .sections
             .iter()
             .map(|section| section.path)
-            .chain(self.not_yet.iter().map(|known| known.path))
+            .chain(self.not_yet.iter().map(|later| later.path))
             .chain(self.free.iter().map(|free| free.path))
-            .filter_map(|known| {
-                if path.is_empty() { Some(known) } else { known.strip_prefix(path)?.strip_prefix('.') }
+            .filter_map(|path| {
+                if known.is_empty() { Some(path) } else { path.strip_prefix(known)?.strip_prefix('.') }
             })
-            .filter(|rest| !rest.is_empty() && !rest.contains('.'));
+            .filter_map(|rest| rest.split('.').next())
+            .filter(|name| !name.is_empty());
         let mut siblings: Vec<&str> = keys.chain(below).collect();
         siblings.sort_unstable();
         siblings.dedup();
         siblings
     }
 
-    /// The place where a key of this name is known.
+    /// The place where a key of this name is known, when there is only one.
     fn home_of(&self, key: &str) -> Option<String> {
-        let keyed = self.sections.iter().find(|section| section.keys.iter().any(|(name, _)| *name == key));
-        let path = keyed
-            .map(|section| section.path)
-            .or_else(|| self.free.iter().find_map(|free| free.path.strip_suffix(key)?.strip_suffix('.')))?;
-        Some(if path.is_empty() { "the top of the file".to_owned() } else { format!("[{path}]") })
+        let keyed = self.sections.iter().filter(|section| section.keys.iter().any(|(name, _)| *name == key));
+        let free = self.free.iter().filter_map(|free| free.path.strip_suffix(key)?.strip_suffix('.'));
+        let mut homes = keyed.map(|section| section.path).chain(free);
+        let (home, None) = (homes.next()?, homes.next()) else { return None };
+        let home = home.replace('*', "NAME");
+        Some(if home.is_empty() { "the top of the file".to_owned() } else { format!("[{home}]") })
     }
+}
+
+/// A section of a file: how it is written there, and how it is known, with `*` for a name of the
+/// user's own.
+#[derive(Debug, Default)]
+struct Place {
+    written: String,
+    known: String,
+}
+
+/// What a section of the user's own name may be called.
+pub const OWN_NAME: &str = "its name must be 1 to 63 of a-z, 0-9 and _, and begin with a letter or digit";
+
+/// Whether a section may have this name.
+#[must_use]
+pub fn is_own_name(name: &str) -> bool {
+    let plain = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit();
+    name.len() <= 63 && name.starts_with(plain) && name.chars().all(|letter| plain(letter) || letter == '_')
 }
 
 fn check_free_table(free: &FreeTable, value: &toml::Value, problems: &mut Vec<String>) {

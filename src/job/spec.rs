@@ -2,71 +2,22 @@
 //!
 //! What a file leaves out stays out here and in the database; the accessors give the defaults.
 
+mod keys;
+mod schedule;
+mod throttle;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::duration::Written;
-use super::known_keys::{FreeTable, Kind, KnownKeys, NotYet, Section};
 use crate::walk::keyset::Order;
 use crate::walk::sizer;
 
-const NOT_AN_OPERATION_YET: &str = "this version runs [update] jobs";
-const NO_FINISH: &str = "enforce constraints by a migration once the job is complete";
-
-/// The keys of a job file.
-pub const KNOWN_KEYS: KnownKeys = KnownKeys {
-    sections: &[
-        Section {
-            path: "",
-            keys: &[("name", Kind::Text), ("table", Kind::Text), ("hold_before", Kind::Texts)],
-        },
-        Section { path: "update", keys: &[("where", Kind::Text)] },
-        Section {
-            path: "walk",
-            keys: &[
-                ("key", Kind::Texts),
-                ("order", Kind::Choice(&["ascending", "descending"])),
-                ("from", Kind::Texts),
-                ("to", Kind::Texts),
-                ("workers", Kind::Whole),
-                ("sweeps", Kind::Whole),
-            ],
-        },
-        Section {
-            path: "batch",
-            keys: &[
-                ("target_duration", Kind::Duration),
-                ("initial_rows", Kind::Whole),
-                ("min_rows", Kind::Whole),
-                ("max_rows", Kind::Whole),
-                ("synchronous_commit", Kind::Choice(&["off", "local", "remote_write", "on", "remote_apply"])),
-            ],
-        },
-        Section {
-            path: "limits",
-            keys: &[
-                ("rows_per_second", Kind::Number),
-                ("lock_timeout", Kind::Duration),
-                ("statement_timeout", Kind::Duration),
-                ("max_retries", Kind::Whole),
-                ("max_quarantined_rows", Kind::Whole),
-            ],
-        },
-    ],
-    not_yet: &[
-        NotYet { path: "delete", advice: NOT_AN_OPERATION_YET },
-        NotYet { path: "copy", advice: NOT_AN_OPERATION_YET },
-        NotYet { path: "move", advice: NOT_AN_OPERATION_YET },
-        NotYet { path: "statement", advice: NOT_AN_OPERATION_YET },
-        NotYet { path: "finish", advice: NO_FINISH },
-        NotYet { path: "schedule", advice: "pause and resume the job at the hours you want" },
-        NotYet { path: "throttle", advice: "set limits.rows_per_second" },
-        NotYet { path: "sync", advice: "let the application write the column for new rows" },
-    ],
-    free: &[FreeTable { path: "update.set", expected: "\"SQL expression\", a text in quotes" }],
-};
+pub use keys::KNOWN_KEYS;
+pub use schedule::Schedule;
+pub use throttle::Throttle;
 
 /// A job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -90,6 +41,12 @@ pub struct Spec {
     /// What the job may not exceed.
     #[serde(default, skip_serializing_if = "is_default")]
     pub limits: Limits,
+    /// What the job demands of the signals, beside the daemon's own limits.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub throttle: Throttle,
+    /// At which hours it may run.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub schedule: Schedule,
 }
 
 /// Rows get new values.
@@ -317,6 +274,8 @@ impl Spec {
             limits.statement_timeout() < self.batch.bounds().target,
             "limits.statement_timeout is shorter than batch.target_duration: every batch would time out",
         );
+        problems.extend(self.throttle.problems());
+        problems.extend(self.schedule.problem());
         problems
     }
 

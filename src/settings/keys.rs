@@ -1,6 +1,13 @@
 //! The keys of the daemon's configuration.
 
 use crate::job::known_keys::{Kind, KnownKeys, NotYet, Section};
+use crate::job::limit::AUTO;
+
+/// The keys of a signal that counts something.
+const COUNT: &[(&str, Kind)] =
+    &[("max", Kind::Whole), ("critical", Kind::Whole), ("interval", Kind::Duration)];
+/// Ticks at most: a day of them.
+const TICKS: Kind = Kind::WholeUpTo(86_400);
 
 pub(super) const KNOWN_KEYS: KnownKeys = KnownKeys {
     sections: &[
@@ -24,6 +31,92 @@ pub(super) const KNOWN_KEYS: KnownKeys = KnownKeys {
                 ("level", Kind::Choice(&["error", "warn", "info", "debug", "trace"])),
             ],
         },
+        Section {
+            path: "throttle",
+            keys: &[
+                ("tick", Kind::Duration),
+                ("window", Kind::Duration),
+                ("max_rows_per_second", Kind::Number),
+                ("min_rows_per_second", Kind::Number),
+                ("start_rows_per_second", Kind::Number),
+                ("stale_after", Kind::Duration),
+            ],
+        },
+        Section {
+            path: "throttle.law",
+            keys: &[
+                ("cut_at", Kind::Number),
+                ("cut_factor", Kind::Number),
+                ("ease_at", Kind::Number),
+                ("ease_factor", Kind::Number),
+                ("hold_at", Kind::Number),
+                ("start_growth", Kind::Number),
+                ("growth", Kind::Number),
+                ("real_rate_share", Kind::Number),
+                ("cooldown_ticks", TICKS),
+                ("growth_cooldown_ticks", TICKS),
+                ("bad_rate_aging", Kind::Number),
+                ("bad_rate_age_every", Kind::Duration),
+                ("lag_factor", Kind::Number),
+                ("lag_floor", Kind::Number),
+                ("resume_factor", Kind::Number),
+                ("long_pause", Kind::Duration),
+                ("calm_ticks", TICKS),
+            ],
+        },
+        Section {
+            path: "throttle.query_latency",
+            keys: &[
+                ("max_p99", Kind::DurationOr(AUTO)),
+                ("critical", Kind::Duration),
+                ("auto_multiple", Kind::Number),
+                ("interval", Kind::Duration),
+                ("probes", Kind::Texts),
+                ("baseline_every", Kind::Duration),
+            ],
+        },
+        Section {
+            path: "throttle.replication_lag",
+            keys: &[
+                ("target", Kind::Duration),
+                ("max", Kind::Duration),
+                ("replicas", Kind::Texts),
+                ("min_replicas", Kind::WholeUpTo(1000)),
+                ("max_bytes", Kind::Bytes),
+                ("interval", Kind::Duration),
+            ],
+        },
+        Section {
+            path: "throttle.slots",
+            keys: &[("max", Kind::Bytes), ("critical", Kind::Bytes), ("interval", Kind::Duration)],
+        },
+        Section { path: "throttle.autovacuum", keys: COUNT },
+        Section { path: "throttle.wal_archive", keys: COUNT },
+        Section { path: "throttle.active_queries", keys: COUNT },
+        Section {
+            path: "throttle.transaction_age",
+            keys: &[("max", Kind::Duration), ("critical", Kind::Duration), ("interval", Kind::Duration)],
+        },
+        Section { path: "throttle.flag_file", keys: &[("path", Kind::Text), ("interval", Kind::Duration)] },
+        Section {
+            path: "throttle.sql.*",
+            keys: &[
+                ("query", Kind::Text),
+                ("max", Kind::Number),
+                ("critical", Kind::Number),
+                ("interval", Kind::Duration),
+            ],
+        },
+        Section {
+            path: "throttle.prometheus.*",
+            keys: &[
+                ("url", Kind::Text),
+                ("query", Kind::Text),
+                ("max", Kind::Number),
+                ("critical", Kind::Number),
+                ("interval", Kind::Duration),
+            ],
+        },
     ],
     not_yet: &[
         NotYet { path: "database.password", advice: "give the password in the URL or in PGPASSWORD" },
@@ -31,7 +124,6 @@ pub(super) const KNOWN_KEYS: KnownKeys = KnownKeys {
         NotYet { path: "database.sslmode", advice: "connections are made without TLS" },
         NotYet { path: "database.ssl_root_cert", advice: "connections are made without TLS" },
         NotYet { path: "database.pooler", advice: "connect to the server itself" },
-        NotYet { path: "throttle", advice: "set limits.rows_per_second in the job file" },
         NotYet { path: "notify", advice: "watch the metric backfilld_job_state, or run `backfilld wait`" },
         NotYet { path: "http.token_file", advice: "nothing can be changed over HTTP in this version" },
     ],

@@ -3,6 +3,7 @@
 //! `config/backfilld.toml` in the project has every key with its default.
 
 mod keys;
+pub mod throttle;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,8 +15,9 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 use crate::database::{Target, TargetError};
-use crate::job::known_keys::Source;
+use crate::job::known_keys::{self, Kind, Source};
 use keys::KNOWN_KEYS;
+pub use throttle::ThrottleSettings;
 
 /// Read when it exists and no other file is named.
 pub const DEFAULT_PATH: &str = "/etc/backfilld/backfilld.toml";
@@ -63,6 +65,8 @@ pub struct Settings {
     pub jobs: JobsSettings,
     /// The daemon itself.
     pub daemon: DaemonSettings,
+    /// How fast, and what decides it.
+    pub throttle: ThrottleSettings,
     /// Metrics and health.
     pub http: HttpSettings,
     /// What is logged.
@@ -246,16 +250,24 @@ impl Settings {
                 .separator("__")
                 .source(Some(ours.clone().into_iter().collect())),
         );
+        // Over the texts that they are in the environment.
+        for (name, text) in &ours {
+            let keys = keys_of(name);
+            let Some(list) = list(&keys, text) else { continue };
+            builder = builder
+                .set_override(keys.join("."), list)
+                .map_err(|error| SettingsError::Value(error.to_string()))?;
+        }
         if let Some(url) = overrides.database_url.as_ref().filter(|url| !url.trim().is_empty()) {
             builder = builder
                 .set_override("database.url", url.as_str())
                 .map_err(|error| SettingsError::Value(error.to_string()))?;
         }
         let source = path.map_or_else(|| "the environment".to_owned(), |path| path.display().to_string());
-        let mut settings: Self = builder
-            .build()
-            .and_then(Config::try_deserialize)
-            .map_err(|error| SettingsError::Value(format!("{source}: {error}")))?;
+        let wrong_value = |error| SettingsError::Value(format!("{source}: {error}"));
+        let given = builder.build().map_err(wrong_value)?;
+        let mut settings: Self = given.clone().try_deserialize().map_err(wrong_value)?;
+        settings.throttle.fit_defaults(|key| given.get::<config::Value>(key).is_ok());
         settings.database.url = settings.database.url.filter(|url| !url.expose_secret().trim().is_empty());
         if settings.database.url.is_none()
             && let Some(url) = environment.get("DATABASE_URL").filter(|url| !url.is_empty())
@@ -317,6 +329,14 @@ impl Settings {
             schema.is_empty() || schema.len() > 63 || schema.starts_with("pg_"),
             "state.schema must have 1 to 63 characters and not begin with pg_",
         );
+        problems.extend(self.throttle.problems().into_iter().map(|problem| {
+            // Of two keys that contradict each other, the one that a variable set: it was set last.
+            let keys = problem.split(' ').map(|word| word.trim_end_matches([':', ',']));
+            let sources = keys.filter(|word| word.starts_with("throttle.")).map(&source_of);
+            let first = sources.clone().next();
+            let variable = sources.into_iter().find(|source| source.starts_with(ENVIRONMENT_PREFIX));
+            format!("{}: {problem}", variable.or(first).unwrap_or_default())
+        }));
         if problems.is_empty() { Ok(()) } else { Err(SettingsError::Invalid(problems)) }
     }
 }
@@ -344,9 +364,8 @@ fn without_secrets(error: &toml::de::Error) -> String {
 fn check_environment(ours: &BTreeMap<String, String>) -> Result<(), SettingsError> {
     let mut problems = Vec::new();
     for (name, text) in ours {
-        let path: Vec<String> = name.split("__").skip(1).map(str::to_ascii_lowercase).collect();
         let mut value = toml::Value::String(text.clone());
-        for key in path.into_iter().rev() {
+        for key in keys_of(name).into_iter().rev() {
             value = toml::Value::Table(toml::Table::from_iter([(key, value)]));
         }
         let toml::Value::Table(table) = value else { continue };
@@ -354,6 +373,18 @@ fn check_environment(ours: &BTreeMap<String, String>) -> Result<(), SettingsErro
         problems.extend(found.into_iter().map(|problem| format!("{name}: {problem}")));
     }
     if problems.is_empty() { Ok(()) } else { Err(SettingsError::Invalid(problems)) }
+}
+
+/// The keys that a variable names, from the section down.
+fn keys_of(variable: &str) -> Vec<String> {
+    variable.split("__").skip(1).map(str::to_ascii_lowercase).collect()
+}
+
+/// The list in a variable whose key takes one.
+fn list(keys: &[String], text: &str) -> Option<Vec<String>> {
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let Kind::Texts = KNOWN_KEYS.kind_of(&keys)? else { return None };
+    known_keys::texts(text)
 }
 
 /// The environment variable that sets a key.
@@ -365,7 +396,7 @@ fn variable(key: &str) -> String {
 mod tests {
     use super::*;
 
-    fn load(text: &str, environment: &[(&str, &str)]) -> Result<Settings, String> {
+    pub(super) fn load(text: &str, environment: &[(&str, &str)]) -> Result<Settings, String> {
         let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
         std::fs::write(file.path(), text).unwrap();
         let overrides = Overrides { config: Some(file.path().to_owned()), database_url: None };
@@ -407,8 +438,8 @@ mod tests {
             load("", &[("BACKFILLD__LOG__LEVLE", "debug")]).unwrap_err(),
             "BACKFILLD__LOG__LEVLE: unknown key log.levle: did you mean level?"
         );
-        let told = load("[throttle]\ntick = '1s'\n", &[]).unwrap_err();
-        assert!(told.contains("throttle is not supported"), "{told}");
+        let told = load("[notify]\nurl = 'http://h/'\n", &[]).unwrap_err();
+        assert!(told.contains("notify is not supported"), "{told}");
     }
 
     #[test]

@@ -94,3 +94,59 @@ pub async fn seen(
         .await?;
     Ok(())
 }
+
+/// Writes down how the daemon's throttle stands.
+pub async fn throttle(
+    client: &impl GenericClient,
+    state: &State,
+    name: &str,
+    report: &serde_json::Value,
+) -> Result<(), StateError> {
+    client
+        .execute_typed(
+            &state
+                .sql("UPDATE {s}.daemon SET throttle = $2, throttle_at = clock_timestamp() WHERE name = $1"),
+            &[(&name, Type::TEXT), (&report, Type::JSONB)],
+        )
+        .await?;
+    Ok(())
+}
+
+/// How the throttle of a daemon stands.
+#[derive(Debug, Clone)]
+pub struct DaemonThrottle {
+    /// The daemon.
+    pub daemon: String,
+    /// What it wrote down.
+    pub report: serde_json::Value,
+    /// How long ago, in seconds.
+    pub age_seconds: f64,
+}
+
+/// The throttles of the daemons that live, by their names.
+pub async fn throttles(
+    client: &impl GenericClient,
+    state: &State,
+) -> Result<Vec<DaemonThrottle>, StateError> {
+    let rows = client
+        .query_typed(
+            &state.sql(
+                "SELECT d.name, d.throttle,
+                        extract(epoch FROM clock_timestamp() - d.throttle_at)::double precision
+                 FROM {s}.daemon d
+                 JOIN pg_stat_activity a ON a.pid = d.session_pid
+                      -- Hidden (NULL) from a role that may not see the session.
+                      AND coalesce(a.backend_start, d.session_started) = d.session_started
+                 WHERE d.throttle IS NOT NULL
+                 ORDER BY d.name",
+            ),
+            &[],
+        )
+        .await?;
+    let read = |row: &tokio_postgres::Row| DaemonThrottle {
+        daemon: row.get(0),
+        report: row.get(1),
+        age_seconds: row.get(2),
+    };
+    Ok(rows.iter().map(read).collect())
+}

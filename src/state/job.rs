@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use postgres_types::Type;
+use postgres_types::{ToSql, Type};
 use serde_json::Value;
 use tokio_postgres::{Client, GenericClient, Transaction};
 
@@ -72,6 +72,19 @@ pub async fn load(client: &impl GenericClient, state: &State, name: &str) -> Res
         Some(row) => Ok(record(&row)),
         None => Err(unknown(client, state, name).await?),
     }
+}
+
+/// Whether the job runs, by the spec of this revision.
+pub async fn runs_as(
+    client: &impl GenericClient,
+    state: &State,
+    name: &str,
+    revision: i32,
+) -> Result<bool, StateError> {
+    let sql = "SELECT EXISTS (SELECT FROM {s}.job
+                              WHERE name = $1 AND state = 'running' AND revision = $2)";
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&name, Type::TEXT), (&revision, Type::INT4)];
+    Ok(client.query_typed_one(&state.sql(sql), &parameters).await?.get(0))
 }
 
 fn record(row: &tokio_postgres::Row) -> Record {

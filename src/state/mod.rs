@@ -5,6 +5,7 @@
 
 pub mod daemon;
 pub mod event;
+pub mod heartbeat;
 pub mod job;
 pub mod slice;
 pub mod status;

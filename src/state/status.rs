@@ -54,7 +54,8 @@ pub struct Status {
 /// What holds a job back.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Throttle {
-    /// `open`: nothing does. `capped`: a fixed rate does.
+    /// `open`: nothing does. `capped`: a fixed rate does. `hold`, `ease`, `cut`, `paused`: a signal does,
+    /// more and more.
     pub zone: String,
     /// The signal that does.
     pub signal: Option<String>,

@@ -8,7 +8,7 @@ use super::job::close_gate;
 use super::{Actor, State, StateError, event};
 
 /// The sections of a spec that say how fast to go and not what to do: changing them keeps the cursor.
-const TUNING_SECTIONS: [&str; 2] = ["batch", "limits"];
+const TUNING_SECTIONS: [&str; 4] = ["batch", "limits", "throttle", "schedule"];
 
 /// What a submission did.
 #[derive(Debug, PartialEq, Eq)]

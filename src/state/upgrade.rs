@@ -13,8 +13,11 @@ struct Upgrade {
     sql: &'static str,
 }
 
-const UPGRADES: &[Upgrade] =
-    &[Upgrade { version: 1, name: "initial", sql: include_str!("upgrades/0001_initial.sql") }];
+const UPGRADES: &[Upgrade] = &[
+    Upgrade { version: 1, name: "initial", sql: include_str!("upgrades/0001_initial.sql") },
+    Upgrade { version: 2, name: "heartbeat", sql: include_str!("upgrades/0002_heartbeat.sql") },
+    Upgrade { version: 3, name: "throttle", sql: include_str!("upgrades/0003_throttle.sql") },
+];
 
 /// The version that this program reads and writes.
 pub const LATEST_VERSION: i32 = UPGRADES[UPGRADES.len() - 1].version;

@@ -79,7 +79,7 @@ pub struct KeyColumn {
 }
 
 impl KeyColumn {
-    fn expression(&self) -> String {
+    pub(super) fn expression(&self) -> String {
         match &self.collation {
             None => identifier(&self.name),
             Some(collation) => format!("{} COLLATE {collation}", identifier(&self.name)),

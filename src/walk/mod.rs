@@ -11,6 +11,7 @@ pub mod estimate;
 pub mod isolation;
 pub mod key;
 pub mod keyset;
+pub mod read;
 pub mod sizer;
 
 pub use batch::Plan;

@@ -9,6 +9,7 @@ mod expressions;
 mod job_file;
 mod rights;
 mod tables;
+mod throttle;
 
 use std::fmt::Write as _;
 

@@ -14,3 +14,5 @@ mod plans;
 mod quarantine;
 mod rooms;
 mod schema;
+mod signals;
+mod throttle;

@@ -12,13 +12,13 @@ use super::support::{job_file, until};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The address that the daemon says it listens on.
-fn address(daemon: &Daemon) -> String {
+pub(crate) fn address(daemon: &Daemon) -> String {
     let line = daemon.wait_for_log(" http=", PATIENCE);
     line.rsplit("http=").next().unwrap().trim().to_owned()
 }
 
 /// Status line and body.
-fn get(address: &str, path: &str) -> (String, String) {
+pub(crate) fn get(address: &str, path: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
@@ -29,7 +29,7 @@ fn get(address: &str, path: &str) -> (String, String) {
 }
 
 /// The value of a series, written as Prometheus writes it.
-fn value(metrics: &str, series: &str) -> Option<f64> {
+pub(crate) fn value(metrics: &str, series: &str) -> Option<f64> {
     metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
 }
 

@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use tokio_postgres::Client;
+
 use super::{Supervisor, TurnError};
 use crate::daemon::metrics;
 use crate::daemon::start::{self, Next};
@@ -11,6 +13,11 @@ use crate::database::{Failure, describe};
 use crate::job::preflight::{self, Fixed, PreflightError};
 use crate::job::spec::Spec;
 use crate::state::{StateError, job, slice};
+use crate::throttle::JobThrottle;
+use crate::throttle::job::Terms;
+use crate::throttle::watched::{KeyRead, Watched};
+use crate::walk::Keyset;
+use crate::walk::read;
 
 /// How long a job is left alone that somebody was in the way of.
 const PUT_OFF: Duration = Duration::from_secs(5);
@@ -57,7 +64,7 @@ impl Supervisor {
     /// Claims a slice that nobody works on, of a job not in `except`, and gives it to a worker. False
     /// when there is none. The job joins `except`: one worker a job, for now.
     pub(super) async fn claim_one(&mut self, except: &mut Vec<String>) -> Result<bool, TurnError> {
-        let client = self.database.get().await?;
+        let mut client = self.database.get().await?;
         let lease = self.options.settings.daemon.lease;
         let Some(claim) =
             slice::claim(&**client, &self.state, &self.name, lease, except, &self.actor).await?
@@ -92,6 +99,7 @@ impl Supervisor {
             }
         };
         tracing::debug!(job = %claim.job, slice = claim.number, epoch = claim.epoch, "slice claimed");
+        let throttle = self.throttle(&mut client, &claim.job, &spec, &preflight.keyset).await;
         let worker = Worker::new(Assignment {
             database: self.database.clone(),
             state: self.state.clone(),
@@ -100,6 +108,7 @@ impl Supervisor {
             mode: self.mode.subscribe(),
             plan: preflight.plan(&spec, record.revision),
             table_rows: record.table_rows,
+            throttle,
             spec,
             claim: claim.clone(),
         });
@@ -108,6 +117,47 @@ impl Supervisor {
         self.workers.spawn(async move { (claim, worker.run().await) });
         Ok(true)
     }
+
+    /// The job's side of the throttle.
+    async fn throttle(
+        &mut self,
+        client: &mut Client,
+        job: &str,
+        spec: &Spec,
+        keyset: &Keyset,
+    ) -> JobThrottle {
+        let terms = Terms {
+            table: Some(keyset.table.oid),
+            rules: spec.throttle.rules(),
+            rows_per_second: spec.limits.rows_per_second(),
+            max_rows_per_second: spec.throttle.max_rows_per_second(),
+            schedule: spec.schedule.schedule(),
+        };
+        let reads = reads(client, keyset).await;
+        let watched = Watched { oid: keyset.table.oid, name: keyset.table.to_string(), reads };
+        self.throttle.register(job, terms, watched)
+    }
+}
+
+/// A few rows to be read by their keys; none when they cannot be had, which is no reason not to walk.
+async fn reads(client: &mut Client, keyset: &Keyset) -> Vec<KeyRead> {
+    let Some(sql) = read::by_key_sql(keyset) else { return Vec::new() };
+    match sample(client, keyset).await {
+        Ok(keys) => keys.into_iter().map(|key| KeyRead { sql: sql.clone(), key }).collect(),
+        Err(error) => {
+            let reason = describe(&error);
+            tracing::warn!(table = %keyset.table, reason, "no rows to probe the table with; its latency is not measured");
+            Vec::new()
+        }
+    }
+}
+
+async fn sample(client: &mut Client, keyset: &Keyset) -> Result<Vec<Vec<String>>, tokio_postgres::Error> {
+    let transaction = client.transaction().await?;
+    transaction.batch_execute("SET LOCAL statement_timeout = '5s'").await?;
+    let keys = read::sample_keys(&transaction, keyset).await?;
+    transaction.commit().await?;
+    Ok(keys)
 }
 
 /// What a job's start has fixed, if it has started.

@@ -8,7 +8,7 @@ use crate::support::daemon::{Run, backfilld, backfilld_with};
 use crate::support::database::Database;
 
 /// Nothing listens there: whatever is told was found before anybody connected.
-const NOWHERE: &str = "postgres://postgres@127.0.0.1:1/nowhere";
+pub(super) const NOWHERE: &str = "postgres://postgres@127.0.0.1:1/nowhere";
 
 /// Runs a command with this configuration file and an empty environment: the test support's own
 /// variables would hide what the file says.
@@ -29,7 +29,7 @@ fn with_file(url: &str, text: &str, arguments: &[&str]) -> (Run, String) {
 }
 
 /// Every command refuses the file with one line that begins with its name.
-fn tells(text: &str, parts: &[&str]) {
+pub(super) fn tells(text: &str, parts: &[&str]) {
     for arguments in [&["status"] as &[_], &["run"], &["init"]] {
         let (run, file) = with_file(NOWHERE, text, arguments);
         let told = message(&run, 2);
@@ -156,8 +156,6 @@ fn what_contradicts_itself_or_makes_no_sense() {
 #[test]
 fn what_is_not_supported_yet_is_refused_by_name() {
     for (text, key) in [
-        ("[throttle]\ntick = '1s'\n", "throttle"),
-        ("[throttle.replication_lag]\nmax = '5s'\n", "throttle"),
         ("[notify]\nurl = 'http://127.0.0.1/'\n", "notify"),
         ("[database]\nsslmode = 'require'\n", "database.sslmode"),
         ("[database]\npassword_file = 'x'\n", "database.password_file"),
@@ -189,6 +187,11 @@ fn no_message_repeats_a_secret() {
         "[database]\nurls = 'postgres://app:hunter2@db/shop'\n",
         "[database\nurl = 'postgres://app:hunter2@db/shop'\n",
         "database = 'postgres://app:hunter2@db/shop'\n",
+        "[throttle.replication_lag]\nreplicas = ['postgres://app:hunter2/x@db/shop']\n",
+        "[throttle.replication_lag]\nreplicas = 'postgres://app:hunter2@db/shop'\n",
+        "[throttle.replication_lag]\nreplicas = ['postgres://app:hunter2@/shop']\n",
+        "[throttle.prometheus.a]\nurl = 'https://app:hunter2@h'\nquery = 'x'\nmax = 1\n",
+        "[throttle.prometheus.a]\nurl = ['http://app:hunter2@h']\n",
         "url = 'postgres://app:hunter2@db/shop'\n",
     ] {
         let (run, _) = with_file("", text, &["status"]);
@@ -196,6 +199,12 @@ fn no_message_repeats_a_secret() {
     }
     let variable = ("BACKFILLD__DATABASE", "postgres://app:hunter2@db/shop");
     runs.push((variable.0, backfilld_with("", &["status"], &[variable])));
+    let list = "BACKFILLD__THROTTLE__REPLICATION_LAG__REPLICAS";
+    for wrong in
+        ["postgres://app:hunter2@db/shop", "['postgres://app:hunter2@db/shop'", "['mysql://app:hunter2@db']"]
+    {
+        runs.push((list, backfilld_with(NOWHERE, &["status"], &[(list, wrong)])));
+    }
     let (shown, quiet): (Vec<_>, Vec<_>) = runs.iter().partition(|(_, run)| run.stderr.contains("hunter2"));
     assert!(shown.is_empty(), "{shown:#?}");
     assert!(quiet.iter().all(|(_, run)| run.code == 2), "{quiet:#?}");

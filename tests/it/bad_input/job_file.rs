@@ -4,7 +4,7 @@ use super::message;
 use crate::support::daemon::backfilld;
 use crate::support::job_file;
 
-const GOOD: &str = "name = 'fill'\ntable = 'users'\n[update]\nset = { x = '1' }\n";
+pub(super) const GOOD: &str = "name = 'fill'\ntable = 'users'\n[update]\nset = { x = '1' }\n";
 /// Nothing listens there: whatever is told was found before anybody connected.
 const NOWHERE: &str = "postgres://postgres@127.0.0.1:1/nowhere";
 
@@ -23,7 +23,7 @@ fn told(text: &str) -> String {
 }
 
 /// One message on one line: the file, then what the key is and what to do.
-fn tells(text: &str, beginning: &str, parts: &[&str]) {
+pub(super) fn tells(text: &str, beginning: &str, parts: &[&str]) {
     let told = told(text);
     assert_eq!(told.lines().count(), 1, "one mistake, one line:\n{text}\n{told}");
     assert!(told.starts_with(&format!("backfilld: job.toml: {beginning}")), "{beginning:?}:\n{text}\n{told}");
@@ -190,7 +190,6 @@ fn what_is_not_supported_yet_is_refused_by_name() {
         (format!("{operation}[move]\ninto = 'b'\n"), "move is not supported"),
         (format!("{operation}[statement]\nsql = 'x'\n"), "statement is not supported"),
         (format!("{GOOD}[delete]\nwhere = 'true'\n"), "delete is not supported"),
-        (format!("{GOOD}[schedule]\nwindows = ['22:00-06:00']\n"), "schedule is not supported"),
         (format!("{GOOD}[finish]\nanalyze = true\n"), "finish is not supported"),
         (format!("{GOOD}[walk]\nworkers = 4\n"), "walk.workers other than 1 is not supported"),
         (format!("{GOOD}[walk]\nsweeps = 3\n"), "walk.sweeps other than 0 is not supported"),

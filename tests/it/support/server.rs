@@ -266,7 +266,7 @@ pub(crate) fn block_on<T: Send>(work: impl AsyncFnOnce() -> T + Send) -> T {
 }
 
 /// A TCP port that nothing listens on right now.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .and_then(|listener| listener.local_addr())
         .expect("the loopback interface has a free port")
@@ -309,6 +309,11 @@ fn command(program: &str, arguments: &[&OsStr]) -> Command {
     // The folder that the tests run in may be closed to that account.
     command.args(arguments).current_dir("/");
     command
+}
+
+/// Where a program of PostgreSQL's is, for one that is run as the account of the tests: `pgbench`.
+pub(crate) fn program(name: &str) -> PathBuf {
+    programs().join(name)
 }
 
 /// The folder of PostgreSQL's programs: what `pg_config` says, else Debian's newest.

@@ -1,0 +1,264 @@
+//! The throttle of this daemon, set going: the tasks of the signals, the tick, and the scribe who
+//! writes down what a tick has decided.
+//!
+//! A tick touches no connection. So a database that hangs, which is when a decision matters most, cannot
+//! keep it from being made.
+
+mod scribe;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use jiff::Timestamp;
+use secrecy::ExposeSecret as _;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+
+use super::metrics;
+use crate::database::{Database, Target};
+use crate::settings::throttle::ThrottleSettings;
+use crate::state::{Actor, State};
+use crate::throttle::beats::Beats;
+use crate::throttle::board::Board;
+use crate::throttle::control::Setup;
+use crate::throttle::job::Terms;
+use crate::throttle::judge::QUERY_LATENCY;
+use crate::throttle::latency::Latency;
+use crate::throttle::report::Report;
+use crate::throttle::signals::{self, Running};
+use crate::throttle::watched::Watched;
+use crate::throttle::{Control, JobThrottle};
+use scribe::Scribe;
+
+/// What the tick, the signals and the workers' supervisor share. The board has a lock of its own: signals
+/// write on it all the time.
+struct Shared {
+    control: Mutex<Control>,
+    board: Arc<Mutex<Board>>,
+    watched: watch::Sender<Vec<Watched>>,
+}
+
+/// The running throttle. Its tasks end with it.
+pub(super) struct Throttle {
+    shared: Arc<Shared>,
+    settings: ThrottleSettings,
+    place: Place,
+    scribe: Scribe,
+    /// The tick, and every signal.
+    tick: JoinSet<()>,
+    signals: Vec<Running>,
+    /// The tables of the jobs that are walked, each as often as it has workers.
+    tables: Vec<(String, Watched)>,
+}
+
+/// Where the throttle is at work.
+#[derive(Clone)]
+pub(super) struct Place {
+    pub(super) database: Database,
+    pub(super) state: State,
+    pub(super) daemon: String,
+    pub(super) actor: Actor,
+}
+
+impl Throttle {
+    pub(super) fn start(place: Place, settings: ThrottleSettings) -> Self {
+        let board = Arc::new(Mutex::new(new_board(&settings)));
+        let shared = Arc::new(Shared {
+            control: Mutex::new(Control::new(setup(&settings))),
+            board,
+            watched: watch::Sender::new(Vec::new()),
+        });
+        let scribe = Scribe::start(place.clone());
+        let mut throttle = Self {
+            shared,
+            settings,
+            place,
+            scribe,
+            tick: JoinSet::new(),
+            signals: Vec::new(),
+            tables: Vec::new(),
+        };
+        throttle.spawn();
+        throttle
+    }
+
+    /// Begins to throttle a worker of a job.
+    pub(super) fn register(&mut self, job: &str, terms: Terms, watched: Watched) -> JobThrottle {
+        let mut board = lock(&self.shared.board);
+        if !watched.reads.is_empty() {
+            board.latency.expect(&watched.probe_name(), Some(watched.oid));
+        }
+        self.tables.push((job.to_owned(), watched));
+        let now = Instant::now();
+        let handle = lock(&self.shared.control).register(job, terms, &mut board, now, Timestamp::now());
+        drop(board);
+        self.tell_tables();
+        handle
+    }
+
+    /// A worker of a job has ended.
+    pub(super) fn leave(&mut self, job: &str) {
+        lock(&self.shared.control).leave(job, Instant::now());
+        if let Some(index) = self.tables.iter().position(|(of, _)| of == job) {
+            self.tables.swap_remove(index);
+        }
+        self.tell_tables();
+    }
+
+    /// Goes on under new settings. Signals are read anew: what is not configured any more counts no more.
+    pub(super) fn reconfigure(&mut self, settings: ThrottleSettings) {
+        self.tick.abort_all();
+        self.signals.clear();
+        let mut board = new_board(&settings);
+        for (_, watched) in self.tables.iter().filter(|(_, watched)| !watched.reads.is_empty()) {
+            board.latency.expect(&watched.probe_name(), Some(watched.oid));
+        }
+        let mut shared_board = lock(&self.shared.board);
+        let (old, new) = (&self.settings, &settings);
+        if (old.window, old.query_latency.interval) == (new.window, new.query_latency.interval) {
+            // The quiet baselines are as good as before.
+            std::mem::swap(&mut board.latency, &mut shared_board.latency);
+        }
+        *shared_board = board;
+        drop(shared_board);
+        lock(&self.shared.control).reconfigure(setup(&settings));
+        self.settings = settings;
+        self.spawn();
+    }
+
+    /// Sends the tables to the signals that look at them, each once.
+    fn tell_tables(&self) {
+        let mut seen = BTreeSet::new();
+        let tables = self.tables.iter().map(|(_, watched)| watched.clone());
+        self.shared.watched.send_replace(tables.filter(|watched| seen.insert(watched.oid)).collect());
+    }
+
+    fn spawn(&mut self) {
+        let board = &self.shared.board;
+        let stale_after = self.settings.stale_after;
+        let Place { database, state, daemon, .. } = &self.place;
+        let target = database.target();
+        let mut running = Vec::new();
+        let beats = Arc::new(Mutex::new(Beats::default()));
+        let latency = &self.settings.query_latency;
+        running.push(
+            signals::QueryLatency::new(
+                target.clone(),
+                state.clone(),
+                daemon,
+                latency.interval,
+                stale_after,
+                latency.probes.clone(),
+                self.shared.watched.subscribe(),
+                beats.clone(),
+                board.clone(),
+            )
+            .spawn(),
+        );
+        let lag = &self.settings.replication_lag;
+        let replicas = lag.replicas.iter().map(|url| {
+            Target::from_settings(Some(url.expose_secret())).expect("checked when the settings were read")
+        });
+        let replication = signals::ReplicationLag::new(
+            target.clone(),
+            replicas.collect(),
+            state.clone(),
+            daemon,
+            lag.interval,
+            stale_after,
+            beats,
+        );
+        running.push(signals::spawn(replication, board.clone(), stale_after));
+        let settings = &self.settings;
+        if settings.slots.max.is_some() {
+            let signal = signals::Slots::new(target.clone(), settings.slots.interval);
+            running.push(signals::spawn(signal, board.clone(), stale_after));
+        }
+        if settings.autovacuum.max.is_some() {
+            let watched = self.shared.watched.subscribe();
+            let signal = signals::Autovacuum::new(target.clone(), settings.autovacuum.interval, watched);
+            running.push(signals::spawn(signal, board.clone(), stale_after));
+        }
+        if settings.wal_archive.max.is_some() {
+            let signal = signals::WalArchive::new(target.clone(), settings.wal_archive.interval);
+            running.push(signals::spawn(signal, board.clone(), stale_after));
+        }
+        if settings.active_queries.max.is_some() {
+            let signal = signals::ActiveQueries::new(target.clone(), settings.active_queries.interval);
+            running.push(signals::spawn(signal, board.clone(), stale_after));
+        }
+        if settings.transaction_age.max.is_some() {
+            let signal = signals::TransactionAge::new(target.clone(), settings.transaction_age.interval);
+            running.push(signals::spawn(signal, board.clone(), stale_after));
+        }
+        if let Some(path) = &settings.flag_file.path {
+            let signal = signals::FlagFile::new(path.clone(), settings.flag_file.interval);
+            running.push(signals::spawn(signal, board.clone(), stale_after));
+        }
+        for (name, sql) in &settings.sql {
+            let signal = signals::Sql::new(name, target.clone(), sql.query.clone(), sql.interval);
+            running.push(signals::spawn(signal, board.clone(), stale_after));
+        }
+        for (name, source) in &settings.prometheus {
+            let signal =
+                signals::Prometheus::new(name, source.url.clone(), source.query.clone(), source.interval);
+            running.push(signals::spawn(signal, board.clone(), stale_after));
+        }
+        self.signals = running;
+        self.tick.spawn(tick(self.shared.clone(), self.settings.tick, self.scribe.clone()));
+    }
+}
+
+fn new_board(settings: &ThrottleSettings) -> Board {
+    let mut latency = Latency::new(settings.window, settings.query_latency.interval);
+    latency.expect(signals::HEARTBEAT_WRITE, None);
+    let mut board = Board::new(latency);
+    board.expect(QUERY_LATENCY, settings.query_latency.interval);
+    for (signal, interval) in settings.intervals() {
+        board.expect(&signal, interval);
+    }
+    board
+}
+
+fn setup(settings: &ThrottleSettings) -> Setup {
+    Setup {
+        figures: settings.law,
+        rules: settings.rules(),
+        start_rows_per_second: settings.start_rows_per_second,
+        min_rows_per_second: settings.min_rows_per_second,
+        max_rows_per_second: settings.max_rows_per_second(),
+        stale_after: settings.stale_after,
+        probe_interval: settings.query_latency.interval,
+        baseline_every: settings.query_latency.baseline_every,
+    }
+}
+
+/// The control loop.
+async fn tick(shared: Arc<Shared>, every: std::time::Duration, scribe: Scribe) {
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut shown = metrics::ThrottleShown::default();
+    loop {
+        ticks.tick().await;
+        let now = Instant::now();
+        let mut board = lock(&shared.board);
+        let mut control = lock(&shared.control);
+        let ticked = control.tick(&mut board, now, Timestamp::now());
+        let report = Report::new(&board, &ticked.observations, &ticked.jobs, &control.setup().figures, now);
+        drop(control);
+        let samples = board.latency.take_samples();
+        shown.show(&ticked, &report, &samples);
+        drop(board);
+        for tick in &ticked.jobs {
+            scribe.changed(tick);
+        }
+        scribe.report(report);
+    }
+}
+
+/// No holder of one of these locks panics but by a broken invariant; what it left is whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

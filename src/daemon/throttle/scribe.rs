@@ -1,0 +1,106 @@
+//! Writes down what the throttle decides: each change of zone as an event, and every few seconds how
+//! all stands, for `status` and `backfilld throttle`.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
+
+use super::Place;
+use crate::state::{StateError, daemon, event};
+use crate::throttle::control::JobTick;
+use crate::throttle::law::Zone;
+use crate::throttle::report::Report;
+
+/// How often the report is written.
+const REPORT_EVERY: Duration = Duration::from_secs(2);
+/// Changes that wait for a database that does not answer. What does not fit is in the log.
+const WAITING_CHANGES: usize = 1000;
+
+/// The tick's side of the scribe: it never waits.
+#[derive(Clone)]
+pub(super) struct Scribe {
+    changes: mpsc::Sender<(String, String)>,
+    report: watch::Sender<Report>,
+}
+
+impl Scribe {
+    pub(super) fn start(place: Place) -> Self {
+        let (changes, unwritten) = mpsc::channel(WAITING_CHANGES);
+        let report = watch::Sender::new(Report::default());
+        tokio::spawn(write(place, unwritten, report.subscribe()));
+        Self { changes, report }
+    }
+
+    /// Takes note of what a tick has decided for a job, if its zone has changed.
+    pub(super) fn changed(&self, tick: &JobTick) {
+        let Some(text) = told(tick) else { return };
+        tracing::info!(job = %tick.job, "throttle {text}");
+        if self.changes.try_send((tick.job.clone(), text)).is_err() {
+            tracing::warn!(job = %tick.job, "too many changes of the throttle wait for the database; this one is not in the events");
+        }
+    }
+
+    pub(super) fn report(&self, report: Report) {
+        self.report.send_replace(report);
+    }
+}
+
+/// A change in a sentence: `cut: query_latency 7.1ms >= 5.2ms (heartbeat write); 42000 -> 21000 rows/s`.
+/// None when nothing has changed, or a job begins with nothing in its way.
+fn told(tick: &JobTick) -> Option<String> {
+    let change = tick.change?;
+    let told = &tick.told;
+    if change.from.is_none() && !told.zone.limits() {
+        return None;
+    }
+    let (before, after) = (change.rows_per_second_before, tick.decision.rows_per_second);
+    let rates = match (format!("{before:.0}"), format!("{after:.0}")) {
+        _ if told.zone == Zone::Paused => String::new(),
+        (before, after) if before == after => format!("; {after} rows/s"),
+        (before, after) => format!("; {before} -> {after} rows/s"),
+    };
+    Some(format!("{}: {}{rates}", told.zone.name(), told.reason))
+}
+
+/// Ends when the throttle does.
+async fn write(
+    place: Place,
+    mut changes: mpsc::Receiver<(String, String)>,
+    mut report: watch::Receiver<Report>,
+) {
+    let mut due = tokio::time::interval(REPORT_EVERY);
+    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut unwritten: Option<(String, String)> = None;
+    loop {
+        tokio::select! {
+            change = changes.recv(), if unwritten.is_none() => match change {
+                Some(change) => unwritten = Some(change),
+                None => return,
+            },
+            _ = due.tick() => {}
+        }
+        if let Err(error) = write_once(&place, &mut unwritten, &mut report).await {
+            // Said by the supervisor, who needs the database too.
+            tracing::debug!(%error, "the throttle's state is not written; trying again");
+        }
+    }
+}
+
+async fn write_once(
+    place: &Place,
+    unwritten: &mut Option<(String, String)>,
+    report: &mut watch::Receiver<Report>,
+) -> Result<(), super::super::supervisor::TurnError> {
+    let client = place.database.get().await?;
+    if let Some((job, text)) = unwritten {
+        event::record(&**client, &place.state, Some(job), "throttle", &place.actor, text).await?;
+        *unwritten = None;
+    }
+    if report.has_changed().unwrap_or(false) {
+        let json = serde_json::to_value(&*report.borrow_and_update())
+            .map_err(|error| StateError::Malformed(error.to_string()))?;
+        daemon::throttle(&**client, &place.state, &place.daemon, &json).await?;
+    }
+    Ok(())
+}

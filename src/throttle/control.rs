@@ -1,0 +1,275 @@
+//! The control loop's body: one tick takes the board, judges it for every job, asks the law, and
+//! hands out the rates.
+//!
+//! No task and no clock in here: whoever calls [`Control::tick`] gives the time, which may be virtual.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::baseline;
+use super::board::Board;
+use super::job::{Entry, JobThrottle, Terms, Told};
+use super::judge::{self, Bench, QUERY_LATENCY};
+use super::law::{Bounds, Decision, Figures, Law, Observation, Says, Zone};
+use super::rule::{Limit, Max, Rule};
+
+/// What is still to be seen of a batch once it has ended: WAL being flushed, pages being written.
+const SETTLING: Duration = Duration::from_secs(1);
+/// A rest that takes so many times as long as it should is given up: the probes are slow.
+const LONGEST_REST: u32 = 3;
+
+/// What the configuration says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Setup {
+    /// The figures of the law.
+    pub figures: Figures,
+    /// The limits of every signal that is read.
+    pub rules: Vec<Rule>,
+    /// Rows a second: at the start, at least, and at most (infinite: no cap), of all jobs together.
+    pub start_rows_per_second: f64,
+    /// See above.
+    pub min_rows_per_second: f64,
+    /// See above.
+    pub max_rows_per_second: f64,
+    /// A reading older than this is not believed.
+    pub stale_after: Duration,
+    /// How often each probe of `query_latency` is sent.
+    pub probe_interval: Duration,
+    /// How old a quiet baseline may become.
+    pub baseline_every: Duration,
+}
+
+impl Setup {
+    fn measures_baseline(&self) -> bool {
+        self.rules.iter().any(|rule| matches!(rule.limit, Limit::Load { max: Max::TimesBaseline(_), .. }))
+    }
+}
+
+/// The throttle of one daemon.
+#[derive(Debug)]
+pub struct Control {
+    setup: Setup,
+    jobs: BTreeMap<String, Entry>,
+    /// The laws of jobs that nobody walks at this moment, and since when. A worker that hands its slice
+    /// back and takes it again a moment later goes on at its rate.
+    left: BTreeMap<String, (Instant, Law)>,
+    /// Since when the walk rests for the baseline to be measured.
+    resting_since: Option<Instant>,
+    /// Since when no batch is under way and none may begin.
+    still_since: Option<Instant>,
+    ticked_at: Option<Instant>,
+}
+
+/// What a tick decided.
+#[derive(Debug)]
+pub struct Ticked {
+    /// For every job.
+    pub jobs: Vec<JobTick>,
+    /// What each signal says, under the daemon's own rules.
+    pub observations: Vec<Observation>,
+    /// Time since the tick before.
+    pub elapsed: Duration,
+}
+
+/// What a tick decided for one job.
+#[derive(Debug)]
+pub struct JobTick {
+    /// The job.
+    pub job: String,
+    /// What the law says.
+    pub decision: Decision,
+    /// The zone as it is told: a better one only once it has lasted.
+    pub told: Told,
+    /// The zone told before, when it has changed.
+    pub change: Option<Change>,
+}
+
+/// A change of the zone that is told.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Change {
+    /// None for the first of a job.
+    pub from: Option<Zone>,
+    /// The rate before, in rows a second.
+    pub rows_per_second_before: f64,
+}
+
+impl Control {
+    /// A throttle without jobs.
+    #[must_use]
+    pub fn new(setup: Setup) -> Self {
+        Self {
+            setup,
+            jobs: BTreeMap::new(),
+            left: BTreeMap::new(),
+            resting_since: None,
+            still_since: None,
+            ticked_at: None,
+        }
+    }
+
+    /// What it goes by.
+    #[must_use]
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    /// Goes on under another configuration; each job keeps its rate.
+    pub fn reconfigure(&mut self, setup: Setup) {
+        for entry in self.jobs.values_mut() {
+            entry.law.set_figures(setup.figures);
+        }
+        self.left.clear();
+        self.setup = setup;
+        self.resting_since = None;
+    }
+
+    /// Begins to decide for a job, at once. Further workers of a job share its rate.
+    pub fn register(
+        &mut self,
+        job: &str,
+        terms: Terms,
+        board: &mut Board,
+        now: Instant,
+        wall: Timestamp,
+    ) -> JobThrottle {
+        if let Some(entry) = self.jobs.get_mut(job) {
+            entry.terms = terms;
+            entry.holders += 1;
+            return entry.handle();
+        }
+        let bounds = self.bounds(&terms, self.jobs.len() + 1);
+        let long_pause = self.setup.figures.long_pause;
+        self.left.retain(|_, (since, _)| now.saturating_duration_since(*since) < long_pause);
+        let law = self.left.remove(job).map(|(_, law)| law);
+        let entry = Entry::new(terms, law.unwrap_or_else(|| Law::new(self.setup.figures, &bounds)));
+        let handle = entry.handle();
+        self.jobs.insert(job.to_owned(), entry);
+        // Whatever is in the way is in the way of the first batch too.
+        self.rest(board, now);
+        let decision = self.decide(job, board, now, wall);
+        self.jobs[job].publish(decision.rows_per_second);
+        handle
+    }
+
+    /// A worker of the job has ended.
+    pub fn leave(&mut self, job: &str, now: Instant) {
+        let Some(entry) = self.jobs.get_mut(job) else { return };
+        entry.holders -= 1;
+        if entry.holders == 0
+            && let Some(entry) = self.jobs.remove(job)
+        {
+            self.left.insert(job.to_owned(), (now, entry.law));
+        }
+    }
+
+    /// Decides for every job. `now` orders the readings, `wall` is for schedules.
+    pub fn tick(&mut self, board: &mut Board, now: Instant, wall: Timestamp) -> Ticked {
+        let elapsed = self.ticked_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        self.ticked_at = Some(now);
+        self.rest(board, now);
+        let names: Vec<String> = self.jobs.keys().cloned().collect();
+        let mut jobs = Vec::new();
+        for job in names {
+            self.jobs.get_mut(&job).expect("it was just listed").measure(elapsed);
+            let decision = self.decide(&job, board, now, wall);
+            let calm_ticks = self.setup.figures.calm_ticks;
+            let entry = self.jobs.get_mut(&job).expect("it was just listed");
+            let (told, from) = entry.tell(&decision, calm_ticks);
+            let rows_per_second_before = entry.published();
+            let change = (from != Some(told.zone)).then_some(Change { from, rows_per_second_before });
+            entry.publish(decision.rows_per_second);
+            jobs.push(JobTick { job, decision, told, change });
+        }
+        if jobs.iter().any(|job| job.decision.forget) {
+            board.latency.forget();
+        }
+        Ticked { jobs, observations: self.observe(board, now), elapsed }
+    }
+
+    /// What each signal says, under the daemon's own rules.
+    pub fn observe(&self, board: &mut Board, now: Instant) -> Vec<Observation> {
+        let bench = Bench { now, stale_after: self.setup.stale_after, table: None };
+        judge::observe(board, &self.setup.rules, bench)
+    }
+
+    /// The decision for one job. In a rest nothing runs, whatever the law says.
+    fn decide(&mut self, job: &str, board: &mut Board, now: Instant, wall: Timestamp) -> Decision {
+        let running = self.jobs.len();
+        let entry = &self.jobs[job];
+        let bounds = self.bounds(&entry.terms, running);
+        let bench = Bench { now, stale_after: self.setup.stale_after, table: entry.terms.table };
+        let mut observations = judge::observe(board, &self.setup.rules, bench);
+        observations.extend(judge::observe(board, &entry.terms.rules, bench));
+        observations.extend(entry.terms.closed(now, wall));
+        let entry = self.jobs.get_mut(job).expect("the caller knows the job");
+        let resting = self.resting_since.is_some();
+        if resting {
+            // Whatever load there is, it is not ours.
+            observations.retain(|seen| !matches!(seen.says, Says::Load { critical: false, .. }));
+        }
+        let real = if resting { 0.0 } else { entry.real_rows_per_second() };
+        let decision = entry.law.tick(now, real, &bounds, &observations);
+        entry.decided = decision.rows_per_second;
+        if !resting || decision.zone == Zone::Paused {
+            return decision;
+        }
+        Decision {
+            zone: Zone::Paused,
+            rows_per_second: 0.0,
+            signal: Some(QUERY_LATENCY.to_owned()),
+            reason: format!("{QUERY_LATENCY}: resting for some seconds to measure the quiet latency"),
+            forget: false,
+        }
+    }
+
+    /// The rates that a job may have: the least of all caps, the daemon's shared evenly.
+    fn bounds(&self, terms: &Terms, jobs: usize) -> Bounds {
+        let share = self.setup.max_rows_per_second / jobs as f64;
+        let own = |rate: Option<f64>| rate.unwrap_or(f64::INFINITY);
+        let caps = [
+            (own(terms.rows_per_second), "limits.rows_per_second"),
+            (own(terms.max_rows_per_second), "throttle.max_rows_per_second of the job"),
+            (share, "throttle.max_rows_per_second of the daemon"),
+        ];
+        let (max, key) = caps.into_iter().min_by(|one, other| one.0.total_cmp(&other.0)).expect("three caps");
+        let shared = if key.ends_with("daemon") && jobs > 1 {
+            format!(" (shared by {jobs} jobs)")
+        } else {
+            String::new()
+        };
+        Bounds {
+            start: self.setup.start_rows_per_second,
+            min: self.setup.min_rows_per_second,
+            max,
+            max_reason: format!("{key} = {}{shared}", super::reading::number(max)),
+        }
+    }
+
+    /// Begins and ends rests, and tells the latency's records whether all is quiet.
+    fn rest(&mut self, board: &mut Board, now: Instant) {
+        let wanted = self.setup.measures_baseline() && !self.jobs.is_empty();
+        let due = !board.latency.all_have_baselines()
+            || (self.jobs.values().any(|job| job.decided > 0.0)
+                && !board.latency.all_rested_within(self.setup.baseline_every, now));
+        self.resting_since = match self.resting_since {
+            Some(since) if !wanted || self.rest_is_over(since, board, now) => None,
+            None if wanted && due => Some(now),
+            other => other,
+        };
+        let still = self.jobs.values().all(Entry::is_still);
+        self.still_since = if still { Some(self.still_since.unwrap_or(now)) } else { None };
+        let settled = self.still_since.is_some_and(|since| now.saturating_duration_since(since) >= SETTLING);
+        // A pause that the signals asked for is no rest: what made them ask would be learned as normal.
+        board.latency.set_quiet(settled && (self.jobs.is_empty() || self.resting_since.is_some()));
+    }
+
+    /// Over when every probe has its samples, or, with a baseline from earlier, when it takes too long.
+    fn rest_is_over(&self, since: Instant, board: &Board, now: Instant) -> bool {
+        let should_take =
+            SETTLING + self.setup.probe_interval * u32::try_from(baseline::SAMPLES).expect("small");
+        let too_long = now.saturating_duration_since(since) > should_take * LONGEST_REST;
+        board.latency.all_rested_since(since) || (too_long && board.latency.all_have_baselines())
+    }
+}

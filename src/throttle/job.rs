@@ -1,0 +1,279 @@
+//! What the throttle knows of one job, and the job's own side of it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use super::law::{Decision, Law, Observation, Says, Zone};
+use super::pacer::Pacer;
+use super::rule::Rule;
+use super::schedule::{Opening, Schedule};
+
+/// The real rate is taken over so many ticks: some have no batch that ends in them.
+const MEASURED_TICKS: usize = 5;
+
+/// What a job allows itself.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Terms {
+    /// Its table, by oid.
+    pub table: Option<u32>,
+    /// Its own rules, judged beside the daemon's.
+    pub rules: Vec<Rule>,
+    /// `limits.rows_per_second`.
+    pub rows_per_second: Option<f64>,
+    /// `throttle.max_rows_per_second` of the job.
+    pub max_rows_per_second: Option<f64>,
+    /// When it may walk; none: always.
+    pub schedule: Option<Schedule>,
+}
+
+impl Terms {
+    /// What the schedule says, when it says no.
+    pub(super) fn closed(&self, now: Instant, wall: Timestamp) -> Option<Observation> {
+        match self.schedule.as_ref()?.at(wall) {
+            Opening::Open => None,
+            Opening::Closed { reason, .. } => Some(Observation {
+                signal: "schedule".to_owned(),
+                subject: String::new(),
+                says: Says::Stop,
+                fresh: true,
+                at: now,
+                figure: None,
+                limit: None,
+                reason,
+            }),
+        }
+    }
+}
+
+/// What workers and throttle share.
+#[derive(Debug, Default)]
+struct Meter {
+    rows: AtomicU64,
+    batches_in_flight: AtomicU32,
+}
+
+/// One job as the throttle has it.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) terms: Terms,
+    pub(super) law: Law,
+    /// The rate last decided, whether or not a rest withholds it.
+    pub(super) decided: f64,
+    /// How many workers have a handle.
+    pub(super) holders: usize,
+    rate: watch::Sender<f64>,
+    pacer: Arc<Pacer>,
+    meter: Arc<Meter>,
+    /// Rows walked at the last tick.
+    rows_before: u64,
+    /// For the last ticks: rows walked, and rows that the rate allowed.
+    walked: VecDeque<(f64, f64)>,
+    told: Option<Told>,
+    /// The worst zone of the ticks in a row that were better than the one told, and how many.
+    calm: Option<(Told, u32)>,
+}
+
+/// The zone that is told, and what it is told for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Told {
+    /// How the rate stands.
+    pub zone: Zone,
+    /// The signal that decided, if any.
+    pub signal: Option<String>,
+    /// Why, for a person.
+    pub reason: String,
+}
+
+impl Entry {
+    pub(super) fn new(terms: Terms, law: Law) -> Self {
+        Self {
+            terms,
+            decided: law.rows_per_second(),
+            law,
+            holders: 1,
+            rate: watch::Sender::new(0.0),
+            pacer: Arc::default(),
+            meter: Arc::default(),
+            rows_before: 0,
+            walked: VecDeque::new(),
+            told: None,
+            calm: None,
+        }
+    }
+
+    pub(super) fn handle(&self) -> JobThrottle {
+        JobThrottle { rate: self.rate.subscribe(), pacer: self.pacer.clone(), meter: self.meter.clone() }
+    }
+
+    /// The rate that workers have at this moment.
+    pub(super) fn published(&self) -> f64 {
+        *self.rate.borrow()
+    }
+
+    pub(super) fn publish(&self, rows_per_second: f64) {
+        self.rate.send_if_modified(|rate| {
+            let changed = (*rate - rows_per_second).abs() > f64::EPSILON;
+            *rate = rows_per_second;
+            changed
+        });
+    }
+
+    /// Takes note of what was walked since the last tick.
+    pub(super) fn measure(&mut self, elapsed: Duration) {
+        let rows = self.meter.rows.load(Ordering::Relaxed);
+        let walked = (rows - self.rows_before) as f64;
+        self.rows_before = rows;
+        let allowed = self.published() * elapsed.as_secs_f64();
+        self.walked.push_back((walked, allowed));
+        if self.walked.len() > MEASURED_TICKS {
+            self.walked.pop_front();
+        }
+    }
+
+    /// The rate that is really walked: the part of the allowed rows that was walked, of the rate. So a
+    /// rate that has just risen is not taken for one that is not used.
+    pub(super) fn real_rows_per_second(&self) -> f64 {
+        let (walked, allowed) =
+            self.walked.iter().fold((0.0, 0.0), |sum, tick| (sum.0 + tick.0, sum.1 + tick.1));
+        // Where nothing was allowed, nothing is known: it may well be used.
+        if allowed > 0.0 { self.decided * walked / allowed } else { self.decided }
+    }
+
+    /// Nothing of the job is under way, and nothing may begin.
+    pub(super) fn is_still(&self) -> bool {
+        self.published() <= 0.0 && self.meter.batches_in_flight.load(Ordering::Acquire) == 0
+    }
+
+    /// What to tell, and the zone told before. A worse zone is told at once, and so is the end of a
+    /// pause; any other better one only when it has lasted, so that a reading which wavers about a
+    /// limit does not fill the log.
+    pub(super) fn tell(&mut self, decision: &Decision, calm_ticks: u32) -> (Told, Option<Zone>) {
+        let now =
+            Told { zone: decision.zone, signal: decision.signal.clone(), reason: decision.reason.clone() };
+        let before = self.told.as_ref().map(|told| told.zone);
+        let Some(told) = self.told.clone().filter(|told| now.zone < told.zone && told.zone != Zone::Paused)
+        else {
+            self.calm = None;
+            self.told = Some(now.clone());
+            return (now, before);
+        };
+        let (worst, ticks) = match self.calm.take() {
+            Some((worst, ticks)) if worst.zone > now.zone => (worst, ticks + 1),
+            Some((_, ticks)) => (now, ticks + 1),
+            None => (now, 1),
+        };
+        if ticks >= calm_ticks {
+            self.told = Some(worst.clone());
+            return (worst, before);
+        }
+        self.calm = Some((worst, ticks));
+        (told, before)
+    }
+}
+
+/// A worker's side of the throttle.
+#[derive(Debug, Clone)]
+pub struct JobThrottle {
+    rate: watch::Receiver<f64>,
+    pacer: Arc<Pacer>,
+    meter: Arc<Meter>,
+}
+
+impl JobThrottle {
+    /// The rate at this moment, in rows a second; 0 in a pause.
+    #[must_use]
+    pub fn rows_per_second(&self) -> f64 {
+        *self.rate.borrow()
+    }
+
+    /// Waits until `rows` may go. May be dropped while it waits.
+    pub async fn admit(&mut self, rows: u64) {
+        self.pacer.admit(rows, &mut self.rate).await;
+    }
+
+    /// Says that a batch is under way, for as long as the value lives.
+    #[must_use]
+    pub fn begin_batch(&self) -> BatchInFlight {
+        self.meter.batches_in_flight.fetch_add(1, Ordering::AcqRel);
+        BatchInFlight { meter: self.meter.clone() }
+    }
+}
+
+/// A batch that is under way.
+#[derive(Debug)]
+pub struct BatchInFlight {
+    meter: Arc<Meter>,
+}
+
+impl BatchInFlight {
+    /// The batch was committed and has walked so many rows.
+    pub fn walked(&self, rows: u64) {
+        self.meter.rows.fetch_add(rows, Ordering::Relaxed);
+    }
+}
+
+impl Drop for BatchInFlight {
+    fn drop(&mut self) {
+        self.meter.batches_in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::throttle::law::{Bounds, Figures};
+
+    fn entry() -> Entry {
+        let bounds = Bounds { start: 1000.0, min: 1.0, max: f64::INFINITY, max_reason: String::new() };
+        Entry::new(Terms::default(), Law::new(Figures::default(), &bounds))
+    }
+
+    /// The zone that is told when the law says `zone`, and the one told before.
+    fn tell(entry: &mut Entry, zone: Zone, calm_ticks: u32) -> (Zone, Option<Zone>) {
+        let reason = zone.name().to_owned();
+        let decision = Decision { zone, rows_per_second: 1.0, signal: None, reason, forget: false };
+        let (told, before) = entry.tell(&decision, calm_ticks);
+        assert_eq!(told.reason, told.zone.name(), "the reason is that of the zone told");
+        (told.zone, before)
+    }
+
+    #[test]
+    fn a_worse_zone_is_told_at_once_and_a_better_one_when_it_lasts() {
+        let mut entry = entry();
+        assert_eq!(tell(&mut entry, Zone::Open, 3), (Zone::Open, None));
+        assert_eq!(tell(&mut entry, Zone::Cut, 3), (Zone::Cut, Some(Zone::Open)));
+        for zone in [Zone::Open, Zone::Hold, Zone::Cut, Zone::Open, Zone::Hold] {
+            assert_eq!(tell(&mut entry, zone, 3), (Zone::Cut, Some(Zone::Cut)), "{zone:?}");
+        }
+        assert_eq!(tell(&mut entry, Zone::Open, 3), (Zone::Hold, Some(Zone::Cut)));
+    }
+
+    #[test]
+    fn the_end_of_a_pause_is_told_at_once() {
+        let mut entry = entry();
+        tell(&mut entry, Zone::Paused, 10);
+        assert_eq!(tell(&mut entry, Zone::Open, 10), (Zone::Open, Some(Zone::Paused)));
+    }
+
+    #[test]
+    fn the_real_rate_is_the_used_part_of_the_allowed_one() {
+        let mut entry = entry();
+        let handle = entry.handle();
+        entry.decided = 1500.0;
+        entry.publish(1000.0);
+        let batch = handle.begin_batch();
+        assert!(!entry.is_still());
+        batch.walked(950);
+        drop(batch);
+        entry.measure(Duration::from_secs(1));
+        assert!((entry.real_rows_per_second() - 1425.0).abs() < 1e-6);
+        assert!(!entry.is_still());
+        entry.publish(0.0);
+        assert!(entry.is_still());
+    }
+}
