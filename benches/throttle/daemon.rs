@@ -16,7 +16,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const UNTHROTTLED: &str = "\
 [throttle]
 start_rows_per_second = 1000000000
-query_latency.max_p99 = \"10s\"
+query_latency.max_p99 = \"1h\"
+replication_lag.target = \"1h\"
+replication_lag.max = \"2h\"
 ";
 
 /// What the tests set to have their rows at once: here the throttle is as it is shipped.

@@ -17,7 +17,11 @@ const TRIAL_FILE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/throttle.svg");
 
 const WIDTH: u32 = 900;
 const PANEL_HEIGHT: u32 = 210;
+const HEAD_HEIGHT: u32 = 26;
 const FOOT_HEIGHT: u32 = 34;
+/// Where the axis is, from the left edge, and the labels of the lines, from the right one.
+const AXIS_X: i32 = 52;
+const LABEL_WIDTH: i32 = 92;
 const FONT: &str = "sans-serif";
 
 const INK: RGBColor = RGBColor(0x24, 0x29, 0x2f);
@@ -27,9 +31,8 @@ const BLUE: RGBColor = RGBColor(0x1f, 0x6f, 0xb4);
 const LIGHT_BLUE: RGBColor = RGBColor(0x8f, 0xbf, 0xe6);
 const RED: RGBColor = RGBColor(0xc6, 0x28, 0x28);
 
-/// Lag limits of the default configuration, in seconds.
+/// Of the default configuration.
 const LAG_TARGET_SECONDS: f64 = 1.0;
-const LAG_MAX_SECONDS: f64 = 5.0;
 
 /// What is drawn.
 pub(crate) struct Drawing<'a> {
@@ -66,30 +69,24 @@ fn try_draw(file: &Path, drawing: &Drawing<'_>) -> Result<(), Box<dyn std::error
         color,
         points: drawing.samples.iter().map(|sample| (seconds(sample), value(sample))).collect(),
     };
-    let flat = |label, color, value| line(label, color, &move |_| Some(value));
-
     let walked = Line { label: "walked", color: LIGHT_BLUE, points: walked(drawing.samples, begun) };
     let allowed = line("allowed", BLUE, &|sample| Some(sample.rows_per_second_allowed? / 1e3));
-    panel(&panels[0], drawing, "thousand rows a second", 0.0, &[walked, allowed])?;
+    panel(&panels[0], drawing, "Rate, thousand rows a second", &[walked, allowed])?;
 
     let p99 = line("p99", BLUE, &|sample| Some(1e3 * sample.p99_seconds?));
-    let limit = line("limit", RED, &|sample| {
-        let (p99, utilisation) = (sample.p99_seconds?, sample.utilisation?);
-        (utilisation > 0.0).then_some(1e3 * p99 / utilisation)
-    });
-    panel(&panels[1], drawing, "query latency, p99, ms", 0.0, &[limit, p99])?;
+    let limit = line("limit", RED, &|sample| Some(1e3 * sample.p99_limit_seconds?));
+    panel(&panels[1], drawing, "Latency of the daemon's own probes, milliseconds", &[limit, p99])?;
 
     let lag = line("lag", BLUE, &|sample| sample.lag_seconds);
-    let (target, max) =
-        (flat("target", LIGHT_BLUE, LAG_TARGET_SECONDS), flat("max: pause", RED, LAG_MAX_SECONDS));
-    panel(&panels[2], drawing, "replication lag, s", 1.1 * LAG_MAX_SECONDS, &[target, max, lag])?;
+    let target = line("target", RED, &|_| Some(LAG_TARGET_SECONDS));
+    panel(&panels[2], drawing, "Lag of the replica, seconds", &[target, lag])?;
     let phases = drawing.phases;
     let note = format!(
         "Seconds after the job's submission. Shaded: a heavy load beside the light one, from {:.0} s to {:.0} s.",
         (phases.heavy - begun).as_secs_f64(),
         (phases.light_again - begun).as_secs_f64()
     );
-    foot.draw(&Text::new(note, (56, 6), (FONT, 13).into_font().color(&INK)))?;
+    foot.draw(&Text::new(note, (AXIS_X, 8), (FONT, 13).into_font().color(&INK)))?;
     root.present()?;
     Ok(())
 }
@@ -111,24 +108,29 @@ fn panel(
     area: &DrawingArea<SVGBackend<'_>, Shift>,
     drawing: &Drawing<'_>,
     title: &str,
-    least_height: f64,
     lines: &[Line],
 ) -> Result<(), Box<dyn std::error::Error>> {
     let phases = drawing.phases;
     let seconds = |instant: Instant| (instant - phases.begun).as_secs_f64();
+    let text = |size: i32| (FONT, size).into_font().color(&INK);
+    let (head, body) = area.split_vertically(HEAD_HEIGHT);
+    head.draw(&Text::new(title.to_owned(), (AXIS_X, 9), text(15)))?;
+    for (place, line) in (1..).zip(lines.iter().rev()) {
+        let x = i32::try_from(WIDTH)? - place * LABEL_WIDTH;
+        head.draw(&PathElement::new([(x, 16), (x + 18, 16)], line.color.stroke_width(2)))?;
+        head.draw(&Text::new(line.label, (x + 23, 9), text(13)))?;
+    }
+
     let highest = lines
         .iter()
         .flat_map(|line| line.points.iter().filter_map(|(_, value)| *value))
         .filter(|value| value.is_finite())
         .fold(0.0, f64::max);
-    let height = (1.08 * highest).max(least_height).max(1e-3);
-    let text = |size: i32| (FONT, size).into_font().color(&INK);
-    let mut chart = ChartBuilder::on(area)
+    let height = (1.1 * highest).max(1e-3);
+    let mut chart = ChartBuilder::on(&body)
         .margin_right(16)
-        .margin_top(8)
-        .caption(title, text(15))
         .x_label_area_size(24)
-        .y_label_area_size(56)
+        .y_label_area_size(AXIS_X)
         .build_cartesian_2d(0.0..seconds(phases.ended), 0.0..height)?;
     chart.draw_series(std::iter::once(Rectangle::new(
         [(seconds(phases.heavy), 0.0), (seconds(phases.light_again), height)],
@@ -144,25 +146,14 @@ fn panel(
         .y_labels(5)
         .x_labels(12)
         .x_label_formatter(&|second| format!("{second:.0} s"))
+        .y_label_formatter(&|value| if height < 5.0 { format!("{value:.1}") } else { format!("{value:.0}") })
         .draw()?;
     for line in lines {
-        let style = line.color.stroke_width(2);
         // A gap where nothing was read, and no line across it.
-        let mut first = true;
         for run in line.points.split(|(_, value)| value.is_none_or(|value| !value.is_finite())) {
             let points = run.iter().filter_map(|(second, value)| Some((*second, (*value)?)));
-            let series = chart.draw_series(LineSeries::new(points, style))?;
-            if first {
-                series.label(line.label).legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
-            }
-            first = false;
+            chart.draw_series(LineSeries::new(points, line.color.stroke_width(2)))?;
         }
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE.mix(0.85))
-        .label_font(text(13))
-        .draw()?;
     Ok(())
 }

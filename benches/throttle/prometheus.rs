@@ -127,7 +127,7 @@ pub(crate) async fn run() {
     prometheus.configure(&[("backfilld", &backfill.address), ("app", &exporter.address)]);
     prometheus.start(GAUGE).await;
 
-    let watch = Watch::start(&backfill.address, JOB, "prometheus.app");
+    let watch = Watch::start(&backfill, ground.database.url(), JOB, "prometheus.app");
     let (begun, begun_at) = (Instant::now(), SystemTime::now());
     backfill.submit(JOB, "users_1", "");
     tokio::time::sleep(size.span(BELOW_SECONDS)).await;

@@ -51,7 +51,7 @@ pub(crate) async fn run() {
     tokio::time::sleep(warm_up).await;
     let configuration = format!("[throttle.replication_lag]\nreplicas = [\"{replica}\"]\n");
     let backfill = Backfill::start(ground.database.url(), &configuration, &ground.client).await;
-    let watch = Watch::start(&backfill.address, JOB, "query_latency");
+    let watch = Watch::start(&backfill, ground.database.url(), JOB, "query_latency");
     let (begun, begun_at) = (Instant::now(), SystemTime::now());
     backfill.submit(JOB, "users_1", "");
     tokio::time::sleep(before).await;

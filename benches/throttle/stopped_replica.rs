@@ -44,7 +44,7 @@ pub(crate) async fn run() {
     let configuration =
         format!("[throttle.replication_lag]\nreplicas = [\"{replica_url}\"]\nmin_replicas = 1\n");
     let backfill = Backfill::start(ground.database.url(), &configuration, &ground.client).await;
-    let watch = Watch::start(&backfill.address, JOB, "replication_lag");
+    let watch = Watch::start(&backfill, ground.database.url(), JOB, "replication_lag");
     let begun_at = SystemTime::now();
     backfill.submit(JOB, "users_1", &format!("[limits]\nrows_per_second = {ROWS_PER_SECOND}\n"));
     until("the job's middle", JOB_TIMEOUT, async || {

@@ -7,7 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use tokio_postgres::Client;
+
+use crate::daemon::Backfill;
 use crate::scrape::Metrics;
+use crate::support::database::connect;
 
 /// Work on a thread of its own, until it is told to stop.
 pub(crate) struct Beside<T> {
@@ -51,6 +55,8 @@ pub(crate) struct Sample {
     pub(crate) rows_per_second_allowed: Option<f64>,
     pub(crate) rows_scanned: f64,
     pub(crate) p99_seconds: Option<f64>,
+    /// What the p99 of the slowest probe, the heartbeat's write, may be.
+    pub(crate) p99_limit_seconds: Option<f64>,
     /// Of the signal that is looked at.
     pub(crate) utilisation: Option<f64>,
     /// Of the replica that is furthest behind.
@@ -65,15 +71,17 @@ impl Watch {
     /// How often it looks.
     pub(crate) const EVERY: Duration = Duration::from_millis(250);
 
-    /// Looks at the daemon at `address`, its job `job`, and its signal `signal`.
-    pub(crate) fn start(address: &str, job: &str, signal: &'static str) -> Self {
-        let (address, job) = (address.to_owned(), job.to_owned());
+    /// Looks at a daemon at work on the database at `url`, its job `job`, and its signal `signal`.
+    pub(crate) fn start(backfill: &Backfill, url: &str, job: &str, signal: &'static str) -> Self {
+        let (address, job, url) = (backfill.address.clone(), job.to_owned(), url.to_owned());
         Self(Beside::start(async move |going: Going| {
+            let client = connect(&url).await;
             let mut samples = Vec::new();
             let mut ticks = tokio::time::interval(Self::EVERY);
             while going.on() {
                 ticks.tick().await;
-                samples.push(sample(&address, &job, signal));
+                let limit = p99_limit_seconds(&client).await;
+                samples.push(sample(&address, &job, signal, limit));
             }
             samples
         }))
@@ -91,13 +99,22 @@ impl Watch {
     }
 }
 
-fn sample(address: &str, job: &str, signal: &str) -> Sample {
+/// No metric tells limits: from what the daemon writes down of its throttle every few seconds.
+async fn p99_limit_seconds(client: &Client) -> Option<f64> {
+    let limit = "SELECT (signal ->> 'limit')::float8
+                 FROM backfilld.daemon, jsonb_array_elements(throttle -> 'signals') AS signal
+                 WHERE state = 'running' AND signal ->> 'subject' = 'heartbeat write'";
+    client.query_opt(limit, &[]).await.expect("a superuser can read the state")?.get(0)
+}
+
+fn sample(address: &str, job: &str, signal: &str, p99_limit_seconds: Option<f64>) -> Sample {
     let metrics = Metrics::of(address);
     Sample {
         at: Instant::now(),
         rows_per_second_allowed: metrics.with("backfilld_rate_limit_rows_per_second", ("job", job)),
         rows_scanned: metrics.with("backfilld_rows_scanned_total", ("job", job)).unwrap_or_default(),
         p99_seconds: metrics.value("backfilld_query_latency_p99_seconds"),
+        p99_limit_seconds,
         utilisation: metrics.with("backfilld_throttle_utilization_ratio", ("signal", signal)),
         lag_seconds: metrics.largest("backfilld_replication_lag_seconds"),
         zone: metrics.current("backfilld_throttle_zone", "zone"),
@@ -106,7 +123,7 @@ fn sample(address: &str, job: &str, signal: &str) -> Sample {
 
 fn csv(samples: &[Sample]) -> String {
     let mut text =
-        "second,rows_per_second_allowed,rows_scanned,p99_seconds,utilisation,lag_seconds,zone\n".to_owned();
+        "second,rows_per_second_allowed,rows_scanned,p99_seconds,p99_limit_seconds,utilisation,lag_seconds,zone\n".to_owned();
     let Some(first) = samples.first() else { return text };
     for sample in samples {
         let cells = [
@@ -114,6 +131,7 @@ fn csv(samples: &[Sample]) -> String {
             sample.rows_per_second_allowed,
             Some(sample.rows_scanned),
             sample.p99_seconds,
+            sample.p99_limit_seconds,
             sample.utilisation,
             sample.lag_seconds,
         ];

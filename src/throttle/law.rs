@@ -9,78 +9,13 @@
 //! Replication lag is a budget and no load: it may stop growth, lower the rate or pause it, and it
 //! never argues for more, since no lag at all says nothing about how much the replica could take.
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+mod figures;
 
-use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::time::Instant;
 
 use super::reading::Figure;
-
-/// The law's figures. `u` is a utilisation, 1 at the limit.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct Figures {
-    /// From this `u` on the rate is cut.
-    pub cut_at: f64,
-    /// What a cut leaves of the rate.
-    pub cut_factor: f64,
-    /// From this `u` on the rate is eased.
-    pub ease_at: f64,
-    /// What an easing leaves of the rate.
-    pub ease_factor: f64,
-    /// From this `u` on the rate does not grow.
-    pub hold_at: f64,
-    /// Growth a step while no rate is known to be too much.
-    pub start_growth: f64,
-    /// Growth a step at and beyond the rate that was too much.
-    pub growth: f64,
-    /// The rate grows only when at least this share of it is really used.
-    pub real_rate_share: f64,
-    /// Ticks from one cut to the next, and from one growth to the next.
-    pub cooldown_ticks: u32,
-    /// Ticks from a cut to the next growth.
-    pub growth_cooldown_ticks: u32,
-    /// The share by which the rate that was too much rises, each time it has aged.
-    pub bad_rate_aging: f64,
-    /// How long it takes to age.
-    #[serde(with = "humantime_serde")]
-    pub bad_rate_age_every: Duration,
-    /// What rising lag leaves of the rate, before its slope is counted.
-    pub lag_factor: f64,
-    /// The least that the slope of lag leaves of the rate.
-    pub lag_floor: f64,
-    /// What a pause leaves of the rate.
-    pub resume_factor: f64,
-    /// After a pause as long as this the rate begins anew.
-    #[serde(with = "humantime_serde")]
-    pub long_pause: Duration,
-    /// A better zone is told only once it has lasted so many ticks.
-    pub calm_ticks: u32,
-}
-
-impl Default for Figures {
-    fn default() -> Self {
-        Self {
-            cut_at: 1.0,
-            cut_factor: 0.5,
-            ease_at: 0.9,
-            ease_factor: 0.9,
-            hold_at: 0.7,
-            start_growth: 1.5,
-            growth: 1.05,
-            real_rate_share: 0.9,
-            cooldown_ticks: 2,
-            growth_cooldown_ticks: 4,
-            bad_rate_aging: 0.1,
-            bad_rate_age_every: Duration::from_secs(180),
-            lag_factor: 0.95,
-            lag_floor: 0.5,
-            resume_factor: 0.5,
-            long_pause: Duration::from_secs(60),
-            calm_ticks: 10,
-        }
-    }
-}
+pub use figures::Figures;
 
 /// Between which rates the law moves, in rows a second.
 #[derive(Debug, Clone, PartialEq)]
@@ -258,6 +193,8 @@ pub struct Law {
     bad_load: Option<f64>,
     bad_lag: Option<f64>,
     aged_at: Option<Instant>,
+    /// For so many ticks the rate that load did not bear has looked easy.
+    easy_ticks: u32,
     /// The lag last read of each replica, and when.
     lags: BTreeMap<LagKey, (Instant, f64)>,
 }
@@ -275,6 +212,7 @@ impl Law {
             bad_load: None,
             bad_lag: None,
             aged_at: None,
+            easy_ticks: 0,
             lags: BTreeMap::new(),
         }
     }
@@ -437,24 +375,32 @@ impl Law {
 
     fn grow(&mut self, u: f64, real_rows_per_second: f64) {
         let figures = self.figures;
+        // Load is about proportional to the rate. When that makes the rate that was once too much look
+        // easy for a while, then the load that made it too much has gone. For a while, since just after a
+        // cut a p99 of few samples looks easy by chance.
+        let easy = self.bad_load.is_some_and(|bad| u * bad / self.rate < figures.hold_at);
+        self.easy_ticks = if easy { self.easy_ticks + 1 } else { 0 };
+        if self.easy_ticks >= figures.calm_ticks {
+            self.bad_load = None;
+        }
         if self.since_cut < figures.growth_cooldown_ticks
             || self.since_growth < figures.cooldown_ticks
             || real_rows_per_second < figures.real_rate_share * self.rate
         {
             return;
         }
-        // Load is about proportional to the rate. When that makes the rate that was once too much look
-        // easy, then the load that made it too much has gone.
-        if self.bad_load.is_some_and(|bad| u * bad / self.rate < figures.hold_at) {
-            self.bad_load = None;
-        }
         let bad = match (self.bad_load, self.bad_lag) {
             (Some(load), Some(lag)) => Some(load.min(lag)),
             (load, lag) => load.or(lag),
         };
+        // The less room there is, the shorter the step: the limit is met at a walk and not at a run.
+        let room = 1.0 - u / figures.hold_at;
+        let step = 1.0 + (figures.start_growth - 1.0) * room.clamp(0.0, 1.0);
         self.rate = match bad {
-            None => self.rate * figures.start_growth,
-            Some(bad) => (self.rate * figures.growth).max(f64::midpoint(self.rate, bad)),
+            None => self.rate * step.max(figures.growth),
+            Some(bad) => {
+                (self.rate * figures.growth).max(f64::midpoint(self.rate, bad).min(self.rate * step))
+            }
         };
         // A rate that was gone beyond is not what was too much.
         for bad in [&mut self.bad_load, &mut self.bad_lag].into_iter().flatten() {

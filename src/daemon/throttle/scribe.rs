@@ -12,8 +12,9 @@ use crate::throttle::control::JobTick;
 use crate::throttle::law::Zone;
 use crate::throttle::report::Report;
 
-/// How often the report is written.
+/// How often the report is written, and while no job is walked how often of that.
 const REPORT_EVERY: Duration = Duration::from_secs(2);
+const IDLE_REPORTS: u32 = 5;
 /// Changes that wait for a database that does not answer. What does not fit is in the log.
 const WAITING_CHANGES: usize = 1000;
 
@@ -72,13 +73,19 @@ async fn write(
     let mut due = tokio::time::interval(REPORT_EVERY);
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut unwritten: Option<(String, String)> = None;
+    let mut idle_reports = 0;
     loop {
         tokio::select! {
             change = changes.recv(), if unwritten.is_none() => match change {
                 Some(change) => unwritten = Some(change),
                 None => return,
             },
-            _ = due.tick() => {}
+            _ = due.tick() => {
+                idle_reports = if report.borrow().jobs.is_empty() { (idle_reports + 1) % IDLE_REPORTS } else { 0 };
+                if idle_reports > 1 {
+                    continue;
+                }
+            }
         }
         if let Err(error) = write_once(&place, &mut unwritten, &mut report).await {
             // Said by the supervisor, who needs the database too.

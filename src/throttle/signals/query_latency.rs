@@ -38,6 +38,9 @@ const READ_SETTINGS: &str = "SET enable_seqscan = off; SET enable_bitmapscan = o
 const USER_SETTINGS: &str = "SET LOCAL enable_seqscan TO DEFAULT; SET LOCAL enable_bitmapscan TO DEFAULT; \
      SET LOCAL enable_sort TO DEFAULT; SET LOCAL jit TO DEFAULT; \
      SET LOCAL max_parallel_workers_per_gather TO DEFAULT;";
+/// While nothing is walked there is nothing to decide, and one round of so many will do: for the baseline,
+/// and for whoever looks.
+const IDLE_ROUNDS: u32 = 4;
 /// The most of a user's statement that goes into its probe's name.
 const TOLD_CHARACTERS: usize = 30;
 
@@ -171,11 +174,16 @@ impl QueryLatency {
         self.watched.mark_changed();
         // What was wrong on the connection before need not be so on this one.
         self.probes.iter_mut().for_each(|probe| probe.rests_until = None);
+        let mut idle_rounds = 0;
         loop {
             rounds.tick().await;
             // An error says that nobody will change them any more.
             if self.watched.has_changed().unwrap_or(false) {
                 self.follow_watched(&mut open);
+            }
+            idle_rounds = if self.watched.borrow().is_empty() { (idle_rounds + 1) % IDLE_ROUNDS } else { 0 };
+            if idle_rounds > 0 {
+                continue;
             }
             let round = self.round(&mut open).await;
             self.last_slot = open.writer.as_ref().map_or(self.last_slot, Writer::slot);

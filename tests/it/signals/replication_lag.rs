@@ -232,7 +232,7 @@ async fn what_is_no_replica_is_not_taken_for_one() {
         .unwrap();
     let folder = tempfile::tempdir().unwrap();
     let port = pair.primary.port().to_string();
-    let connection = ["--host=127.0.0.1", "--port", &port, "--username=postgres"];
+    let connection = ["--host=127.0.0.1", "--port", &port, "--username=postgres", "--status-interval=1"];
     let receives = ["-D", folder.path().to_str().unwrap()];
     let decodes = ["--dbname", pair.database.name(), "--slot=warehouse", "--start", "--file=-"];
     let mut tools = Vec::new();
