@@ -41,12 +41,6 @@ pub struct Setup {
     pub baseline_every: Duration,
 }
 
-impl Setup {
-    fn measures_baseline(&self) -> bool {
-        self.rules.iter().any(|rule| matches!(rule.limit, Limit::Load { max: Max::TimesBaseline(_), .. }))
-    }
-}
-
 /// The throttle of one daemon.
 #[derive(Debug)]
 pub struct Control {
@@ -247,9 +241,16 @@ impl Control {
         }
     }
 
+    /// Whether the daemon or one of the jobs has a limit that is measured from the quiet baseline.
+    fn needs_baseline(&self) -> bool {
+        let of_jobs = self.jobs.values().flat_map(|job| &job.terms.rules);
+        let is_auto = |rule: &Rule| matches!(rule.limit, Limit::Load { max: Max::TimesBaseline(_), .. });
+        self.setup.rules.iter().chain(of_jobs).any(is_auto)
+    }
+
     /// Begins and ends rests, and tells the latency's records whether all is quiet.
     fn rest(&mut self, board: &mut Board, now: Instant) {
-        let wanted = self.setup.measures_baseline() && !self.jobs.is_empty();
+        let wanted = self.needs_baseline() && !self.jobs.is_empty();
         let due = !board.latency.all_have_baselines()
             || (self.jobs.values().any(|job| job.decided > 0.0)
                 && !board.latency.all_rested_within(self.setup.baseline_every, now));
