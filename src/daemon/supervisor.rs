@@ -415,7 +415,8 @@ impl Supervisor {
     }
 
     /// The last words to the database; it may be gone, so not for long.
-    async fn goodbye(&self, reason: &str) {
+    async fn goodbye(&mut self, reason: &str) {
+        self.throttle.finish(FAREWELL_TIMEOUT).await;
         let farewell = async {
             let client = self.database.get().await?;
             slice::release_all(&**client, &self.state, &self.name).await?;

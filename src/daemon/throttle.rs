@@ -8,7 +8,7 @@ mod scribe;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
@@ -30,7 +30,7 @@ use crate::throttle::report::Report;
 use crate::throttle::signals::{self, Running};
 use crate::throttle::watched::Watched;
 use crate::throttle::{Control, JobThrottle};
-use scribe::Scribe;
+use scribe::{Scribe, Side};
 
 /// What the tick, the signals and the workers' supervisor share. The board has a lock of its own: signals
 /// write on it all the time.
@@ -38,6 +38,8 @@ struct Shared {
     control: Mutex<Control>,
     board: Arc<Mutex<Board>>,
     watched: watch::Sender<Vec<Watched>>,
+    /// Kept over a change of the settings, so that what is gone is known to be.
+    shown: Mutex<metrics::ThrottleShown>,
 }
 
 /// The running throttle. Its tasks end with it.
@@ -51,6 +53,8 @@ pub(super) struct Throttle {
     signals: Vec<Running>,
     /// The tables of the jobs that are walked, each as often as it has workers.
     tables: Vec<(String, Watched)>,
+    /// The heartbeats that were written, which go on whatever the settings.
+    beats: Arc<Mutex<Beats>>,
 }
 
 /// Where the throttle is at work.
@@ -69,6 +73,7 @@ impl Throttle {
             control: Mutex::new(Control::new(setup(&settings))),
             board,
             watched: watch::Sender::new(Vec::new()),
+            shown: Mutex::default(),
         });
         let scribe = Scribe::start(place.clone());
         let mut throttle = Self {
@@ -79,6 +84,7 @@ impl Throttle {
             tick: JoinSet::new(),
             signals: Vec::new(),
             tables: Vec::new(),
+            beats: Arc::default(),
         };
         throttle.spawn();
         throttle
@@ -107,9 +113,9 @@ impl Throttle {
         self.tell_tables();
     }
 
-    /// Goes on under new settings. Signals are read anew: what is not configured any more counts no more.
+    /// Goes on under new settings. What is not configured any more counts no more.
     pub(super) fn reconfigure(&mut self, settings: ThrottleSettings) {
-        self.tick.abort_all();
+        self.tick = JoinSet::new();
         self.signals.clear();
         let mut board = new_board(&settings);
         for (_, watched) in self.tables.iter().filter(|(_, watched)| !watched.reads.is_empty()) {
@@ -121,11 +127,26 @@ impl Throttle {
             // The quiet baselines are as good as before.
             std::mem::swap(&mut board.latency, &mut shared_board.latency);
         }
+        // The readings too, until the next ones come: a job need not stand still for want of them.
+        let is_the_same = |signal: &str| match signal.split_once('.') {
+            Some(("sql", name)) => old.sql.get(name) == new.sql.get(name),
+            Some(("prometheus", name)) => old.prometheus.get(name) == new.prometheus.get(name),
+            _ if signal == "replication_lag" => old.replication_lag == new.replication_lag,
+            _ => true,
+        };
+        board.adopt(std::mem::replace(&mut *shared_board, new_board(new)), is_the_same);
         *shared_board = board;
         drop(shared_board);
         lock(&self.shared.control).reconfigure(setup(&settings));
         self.settings = settings;
         self.spawn();
+    }
+
+    /// Writes down the changes that wait to be, as far as the database lets it.
+    pub(super) async fn finish(&mut self, within: Duration) {
+        self.tick.shutdown().await;
+        self.signals.clear();
+        self.scribe.finish(within).await;
     }
 
     /// Sends the tables to the signals that look at them, each once.
@@ -141,7 +162,7 @@ impl Throttle {
         let Place { database, state, daemon, .. } = &self.place;
         let target = database.target();
         let mut running = Vec::new();
-        let beats = Arc::new(Mutex::new(Beats::default()));
+        let beats = self.beats.clone();
         let latency = &self.settings.query_latency;
         running.push(
             signals::QueryLatency::new(
@@ -207,7 +228,7 @@ impl Throttle {
             running.push(signals::spawn(signal, board.clone(), stale_after));
         }
         self.signals = running;
-        self.tick.spawn(tick(self.shared.clone(), self.settings.tick, self.scribe.clone()));
+        self.tick.spawn(tick(self.shared.clone(), self.settings.tick, self.scribe.side()));
     }
 }
 
@@ -236,10 +257,9 @@ fn setup(settings: &ThrottleSettings) -> Setup {
 }
 
 /// The control loop.
-async fn tick(shared: Arc<Shared>, every: std::time::Duration, scribe: Scribe) {
+async fn tick(shared: Arc<Shared>, every: Duration, scribe: Side) {
     let mut ticks = tokio::time::interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut shown = metrics::ThrottleShown::default();
     loop {
         ticks.tick().await;
         let now = Instant::now();
@@ -249,7 +269,7 @@ async fn tick(shared: Arc<Shared>, every: std::time::Duration, scribe: Scribe) {
         let report = Report::new(&board, &ticked.observations, &ticked.jobs, &control.setup().figures, now);
         drop(control);
         let samples = board.latency.take_samples();
-        shown.show(&ticked, &report, &samples);
+        lock(&shared.shown).show(&ticked, &report, &samples);
         drop(board);
         for tick in &ticked.jobs {
             scribe.changed(tick);

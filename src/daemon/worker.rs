@@ -30,6 +30,7 @@ const LONGEST_WAIT_TO_RETRY: Duration = Duration::from_secs(30);
 const READ_ONLY_FAILURES: u32 = 6;
 /// How often a worker that waits for the throttle looks whether its job is still to be walked.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often progress is logged and the estimate looked at again.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
 /// A batch holds the rows of this time at the job's rate. The fewer rows a batch has, the shorter an
@@ -76,6 +77,8 @@ pub(super) struct Worker {
     isolation: Isolation,
     throttle: JobThrottle,
     pace: Pace,
+    /// What the last two batches took from here, round trips included.
+    batch_times: [Duration; 2],
     /// What the slice's totals should be, from the batches seen committed.
     known: Option<Totals>,
     /// Batches in a row that failed.
@@ -110,6 +113,7 @@ impl Worker {
             sizer: Sizer::new(spec.batch.bounds()),
             isolation: Isolation::default(),
             pace: Pace::default(),
+            batch_times: [Duration::ZERO; 2],
             known: None,
             failures: 0,
             connect_failures: 0,
@@ -167,10 +171,12 @@ impl Worker {
             // The deadline is beyond everything that the server enforces. When it passes, the server
             // or the network is not there: cancel what may still run, and drop the connection.
             let in_flight = self.throttle.begin_batch();
+            let begun = Instant::now();
             let running = batch::run(&client, &self.state, &self.plan, &self.claim, request);
             let result = tokio::time::timeout(self.plan.deadline(), running).await;
             if let Ok(Ok(Outcome::Committed(committed))) = &result {
                 in_flight.walked(committed.rows_scanned);
+                self.batch_times = [begun.elapsed(), self.batch_times[0]];
             }
             drop(in_flight);
             let Ok(result) = result else {
@@ -220,17 +226,20 @@ impl Worker {
     /// Waits until `rows` may go. False when the slice is to be handed back instead: told to rest, or the
     /// job was changed. A batch would notice that, but in a pause of the throttle there is none.
     async fn admitted(&mut self, rows: u64) -> bool {
-        let mut throttle = self.throttle.clone();
+        let (mut throttle, mut mode) = (self.throttle.clone(), self.mode.clone());
         // Kept over the looks in between: what has been waited for is not lost.
         let mut admitted = pin!(throttle.admit(rows));
         loop {
             tokio::select! {
                 () = &mut admitted => return true,
-                () = resting(&mut self.mode) => return false,
+                () = resting(&mut mode) => return false,
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
-            if !self.may_go_on().await {
-                return false;
+            tokio::select! {
+                may_go_on = self.may_go_on() => if !may_go_on { return false },
+                () = resting(&mut mode) => return false,
+                // A server that does not answer says nothing against it.
+                () = tokio::time::sleep(LOOK_TIMEOUT) => {}
             }
         }
     }
@@ -246,9 +255,12 @@ impl Worker {
     fn usual_rows(&self) -> u64 {
         let rows = self.sizer.rows();
         let rate = self.throttle.rows_per_second();
+        // Over a slow network a batch takes its round trips, whatever its rows: as many must be in it as
+        // go in that time, or the rate could not be had.
+        let share = PACED_BATCH.max(self.batch_times[0].min(self.batch_times[1]));
         let easy = EASY_ROWS.min(rate * LONGEST_PACED_BATCH.as_secs_f64());
         // `as` saturates. Not fewer than the job allows, however low the rate.
-        let paced = (rate * PACED_BATCH.as_secs_f64()).max(easy) as u64;
+        let paced = (rate * share.as_secs_f64()).max(easy) as u64;
         rows.min(paced).max(self.spec.batch.bounds().min_rows)
     }
 

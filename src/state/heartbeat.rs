@@ -40,15 +40,19 @@ impl Writer {
     /// Prepares the statements and begins a slot after `last_slot` and after every slot there is.
     pub async fn begin(client: &Client, state: &State, daemon: &str, last_slot: i64) -> Result<Self, Error> {
         // Rows of other daemons are left for a day: for people, and for a clock that was set.
+        client
+            .batch_execute(
+                &state.sql("DELETE FROM {s}.heartbeat WHERE beat_at < clock_timestamp() - interval '1 day'"),
+            )
+            .await?;
+        // From the last slot on, which passes over the dead versions of those before it.
         let new_slot = client
             .prepare(&state.sql(
                 "WITH gone AS (
-                     DELETE FROM {s}.heartbeat
-                     WHERE daemon = $1 OR beat_at < clock_timestamp() - interval '1 day'
-                     RETURNING daemon, slot
+                     DELETE FROM {s}.heartbeat WHERE daemon = $1 AND slot >= $2 RETURNING slot
                  )
                  INSERT INTO {s}.heartbeat (daemon, slot, beat)
-                 SELECT $1, greatest(coalesce(max(slot), 0), $2) + 1, 0 FROM gone WHERE daemon = $1
+                 SELECT $1, greatest(coalesce(max(slot), 0), $2) + 1, 0 FROM gone
                  RETURNING slot",
             ))
             .await?;

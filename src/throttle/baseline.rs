@@ -4,39 +4,88 @@
 //! would take slow overload for the normal state, step by step. So a walk rests for a few seconds
 //! before it begins, and again from time to time, since the application's own load changes over the day.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::window::ENOUGH_SAMPLES;
+use hdrhistogram::Histogram;
 
-/// A rest is over with so many samples.
-pub const SAMPLES: u64 = 2 * ENOUGH_SAMPLES;
-/// The baseline is the median of the last rests: neither one that fell on a checkpoint nor one that
-/// fell on a lull makes it.
-const RESTS: usize = 5;
+use super::window::{self, ENOUGH_SAMPLES};
+
+/// A rest is over with so many samples. The p99 of half as many strays by a quarter, and with "auto" that is
+/// half of the room there is.
+pub const SAMPLES: u64 = 4 * ENOUGH_SAMPLES;
+/// The baseline is that of the last rests together.
+pub const RESTS: usize = 6;
+/// A rest with a p99 of so many times the median one fell on a checkpoint or the like, and is left out.
+const OUTLIER: u32 = 2;
+
+/// What is measured in one rest.
+#[derive(Debug)]
+pub struct Rest(Histogram<u32>);
+
+impl Default for Rest {
+    fn default() -> Self {
+        Self(window::empty())
+    }
+}
+
+impl Rest {
+    /// Records a latency; a late probe stands for those that it kept from being sent, one every `interval`.
+    pub fn record(&mut self, latency: Duration, interval: Duration) {
+        window::record(&mut self.0, latency, interval);
+    }
+
+    /// How many samples there are.
+    #[must_use]
+    pub fn samples(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.0.reset();
+    }
+
+    fn p99(&self) -> Option<Duration> {
+        window::p99(&self.0)
+    }
+}
 
 /// The baseline of one probe.
 #[derive(Debug, Default)]
 pub struct Baseline {
-    measured: Vec<Duration>,
+    rests: VecDeque<(Duration, Rest)>,
+    p99: Option<Duration>,
 }
 
 impl Baseline {
-    /// Takes the p99 of a rest into account.
-    pub fn add(&mut self, p99: Duration) {
-        self.measured.push(p99);
-        if self.measured.len() > RESTS {
-            self.measured.remove(0);
+    /// Takes a rest into account.
+    pub fn add(&mut self, rest: Rest) {
+        let Some(p99) = rest.p99() else { return };
+        self.rests.push_back((p99, rest));
+        if self.rests.len() > RESTS {
+            self.rests.pop_front();
         }
+        let mut sorted: Vec<Duration> = self.rests.iter().map(|(p99, _)| *p99).collect();
+        sorted.sort_unstable();
+        let median = sorted[(sorted.len() - 1) / 2];
+        let mut together = window::empty();
+        for (_, rest) in self.rests.iter().filter(|(p99, _)| *p99 <= OUTLIER * median) {
+            together.add(&rest.0).expect("the histogram grows to what it is given");
+        }
+        self.p99 = window::p99(&together);
+    }
+
+    /// How many rests it is made of.
+    #[must_use]
+    pub fn rests(&self) -> usize {
+        self.rests.len()
     }
 
     /// The p99 when quiet; none before the first rest.
     #[must_use]
     pub fn p99(&self) -> Option<Duration> {
-        let mut sorted = self.measured.clone();
-        sorted.sort_unstable();
-        // Of two, the larger one: an upper median, since one short rest is likelier to miss a
-        // slow moment than to make one up.
-        sorted.get(sorted.len() / 2).copied()
+        self.p99
     }
 }
 
@@ -44,22 +93,35 @@ impl Baseline {
 mod tests {
     use super::*;
 
-    #[test]
-    fn neither_a_lull_nor_a_checkpoint_makes_the_baseline() {
-        let mut baseline = Baseline::default();
-        assert_eq!(baseline.p99(), None);
-        for milliseconds in [4, 60, 5, 1, 5] {
-            baseline.add(Duration::from_millis(milliseconds));
+    fn rest(milliseconds: u64) -> Rest {
+        let mut rest = Rest::default();
+        for _ in 0..SAMPLES {
+            rest.record(Duration::from_millis(milliseconds), Duration::from_millis(50));
         }
-        assert_eq!(baseline.p99(), Some(Duration::from_millis(5)));
+        rest
+    }
+
+    fn milliseconds(baseline: &Baseline) -> Option<u128> {
+        baseline.p99().map(|p99| p99.as_millis())
+    }
+
+    #[test]
+    fn a_rest_that_fell_on_a_checkpoint_is_left_out() {
+        let mut baseline = Baseline::default();
+        assert_eq!(milliseconds(&baseline), None);
+        for time in [4, 48, 5] {
+            baseline.add(rest(time));
+        }
+        assert_eq!(milliseconds(&baseline), Some(5));
+        assert_eq!(baseline.rests(), 3);
     }
 
     #[test]
     fn it_follows_what_has_changed_for_good() {
         let mut baseline = Baseline::default();
-        for milliseconds in [4, 4, 4, 4, 4, 9, 9, 9] {
-            baseline.add(Duration::from_millis(milliseconds));
+        for time in [4, 4, 4, 4, 4, 4, 9, 9, 9, 9] {
+            baseline.add(rest(time));
         }
-        assert_eq!(baseline.p99(), Some(Duration::from_millis(9)));
+        assert_eq!(milliseconds(&baseline), Some(9));
     }
 }

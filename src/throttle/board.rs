@@ -58,6 +58,16 @@ impl Board {
         }
     }
 
+    /// Takes over what another board knows of the signals that are on this one too.
+    pub fn adopt(&mut self, other: Self, is_the_same: impl Fn(&str) -> bool) {
+        for (signal, known) in other.signals {
+            if let Some(slot) = self.signals.get_mut(&signal).filter(|_| is_the_same(&signal)) {
+                slot.read_at = known.read_at;
+                slot.readings = known.readings;
+            }
+        }
+    }
+
     /// What is known of a signal; none of one that is not configured.
     #[must_use]
     pub fn slot(&self, signal: &str) -> Option<&Slot> {

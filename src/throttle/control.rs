@@ -19,6 +19,8 @@ use super::rule::{Limit, Max, Rule};
 const SETTLING: Duration = Duration::from_secs(1);
 /// A rest that takes so many times as long as it should is given up: the probes are slow.
 const LONGEST_REST: u32 = 3;
+/// How much sooner than usual the next rest is due while a rest costs next to nothing.
+const EARLY: u32 = 4;
 
 /// What the configuration says.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,6 +53,8 @@ pub struct Control {
     left: BTreeMap<String, (Instant, Law)>,
     /// Since when the walk rests for the baseline to be measured.
     resting_since: Option<Instant>,
+    /// When the last rest ended, with or without its samples.
+    rested_at: Option<Instant>,
     /// Since when no batch is under way and none may begin.
     still_since: Option<Instant>,
     ticked_at: Option<Instant>,
@@ -98,6 +102,7 @@ impl Control {
             jobs: BTreeMap::new(),
             left: BTreeMap::new(),
             resting_since: None,
+            rested_at: None,
             still_since: None,
             ticked_at: None,
         }
@@ -251,19 +256,43 @@ impl Control {
     /// Begins and ends rests, and tells the latency's records whether all is quiet.
     fn rest(&mut self, board: &mut Board, now: Instant) {
         let wanted = self.needs_baseline() && !self.jobs.is_empty();
-        let due = !board.latency.all_have_baselines()
-            || (self.jobs.values().any(|job| job.decided > 0.0)
-                && !board.latency.all_rested_within(self.setup.baseline_every, now));
-        self.resting_since = match self.resting_since {
-            Some(since) if !wanted || self.rest_is_over(since, board, now) => None,
-            None if wanted && due => Some(now),
-            other => other,
-        };
+        match self.resting_since {
+            Some(since) if !wanted || self.rest_is_over(since, board, now) => {
+                self.resting_since = None;
+                self.rested_at = Some(now);
+                // What is in the windows now is what it is like when nothing of ours runs.
+                board.latency.forget();
+            }
+            None if wanted && self.rest_is_due(board, now) => self.resting_since = Some(now),
+            _ => {}
+        }
         let still = self.jobs.values().all(Entry::is_still);
         self.still_since = if still { Some(self.still_since.unwrap_or(now)) } else { None };
         let settled = self.still_since.is_some_and(|since| now.saturating_duration_since(since) >= SETTLING);
         // A pause that the signals asked for is no rest: what made them ask would be learned as normal.
         board.latency.set_quiet(settled && (self.jobs.is_empty() || self.resting_since.is_some()));
+    }
+
+    /// Due when a baseline is missing, or old while something is walked.
+    fn rest_is_due(&self, board: &Board, now: Instant) -> bool {
+        if !board.latency.all_have_baselines() {
+            return true;
+        }
+        let walked: f64 = self.jobs.values().map(|job| job.decided).sum();
+        let every = self.setup.baseline_every;
+        let rests = u32::try_from(board.latency.rests()).unwrap_or(u32::MAX);
+        let wanted_rests = u32::try_from(baseline::RESTS).expect("small");
+        let every = if rests >= wanted_rests {
+            every
+        } else if walked <= self.setup.start_rows_per_second {
+            // Perhaps it is the baseline that holds the rate down: one rest may well have met a lull.
+            every / EARLY
+        } else {
+            every * rests / wanted_rests
+        };
+        // One that was given up is not begun again at once.
+        let tried_lately = self.rested_at.is_some_and(|at| now.saturating_duration_since(at) < every);
+        walked > 0.0 && !tried_lately && !board.latency.all_rested_within(every, now)
     }
 
     /// Over when every probe has its samples, or, with a baseline from earlier, when it takes too long.

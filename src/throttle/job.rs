@@ -74,8 +74,9 @@ pub(super) struct Entry {
     /// For the last ticks: rows walked, and rows that the rate allowed.
     walked: VecDeque<(f64, f64)>,
     told: Option<Told>,
-    /// The worst zone of the ticks in a row that were better than the one told, and how many.
-    calm: Option<(Told, u32)>,
+    /// Of the ticks in a row that were all better than the zone told, or all worse: the zone nearest to it,
+    /// and how many they are.
+    waiting: Option<(Told, u32)>,
 }
 
 /// The zone that is told, and what it is told for.
@@ -102,7 +103,7 @@ impl Entry {
             rows_before: 0,
             walked: VecDeque::new(),
             told: None,
-            calm: None,
+            waiting: None,
         }
     }
 
@@ -149,29 +150,36 @@ impl Entry {
         self.published() <= 0.0 && self.meter.batches_in_flight.load(Ordering::Acquire) == 0
     }
 
-    /// What to tell, and the zone told before. A worse zone is told at once, and so is the end of a
-    /// pause; any other better one only when it has lasted, so that a reading which wavers about a
-    /// limit does not fill the log.
+    /// What to tell, and the zone told before. A cut and a pause are told at once, and so is the end of a
+    /// pause; any other zone only when it has lasted, so that a reading which wavers about a limit does not
+    /// fill the log.
     pub(super) fn tell(&mut self, decision: &Decision, calm_ticks: u32) -> (Told, Option<Zone>) {
         let now =
             Told { zone: decision.zone, signal: decision.signal.clone(), reason: decision.reason.clone() };
         let before = self.told.as_ref().map(|told| told.zone);
-        let Some(told) = self.told.clone().filter(|told| now.zone < told.zone && told.zone != Zone::Paused)
-        else {
-            self.calm = None;
+        let may_wait = |told: &Told| {
+            let worse_at_once = now.zone > told.zone && now.zone >= Zone::Cut;
+            now.zone != told.zone && told.zone != Zone::Paused && !worse_at_once
+        };
+        let Some(told) = self.told.clone().filter(may_wait) else {
+            self.waiting = None;
             self.told = Some(now.clone());
             return (now, before);
         };
-        let (worst, ticks) = match self.calm.take() {
-            Some((worst, ticks)) if worst.zone > now.zone => (worst, ticks + 1),
-            Some((_, ticks)) => (now, ticks + 1),
-            None => (now, 1),
+        // The one nearest to what is told stands for all in a row: so much is sure.
+        let worse = now.zone > told.zone;
+        let (nearest, ticks) = match self.waiting.take() {
+            Some((seen, ticks)) if (seen.zone > told.zone) == worse => {
+                let is_nearer = if worse { seen.zone < now.zone } else { seen.zone > now.zone };
+                (if is_nearer { seen } else { now }, ticks + 1)
+            }
+            _ => (now, 1),
         };
         if ticks >= calm_ticks {
-            self.told = Some(worst.clone());
-            return (worst, before);
+            self.told = Some(nearest.clone());
+            return (nearest, before);
         }
-        self.calm = Some((worst, ticks));
+        self.waiting = Some((nearest, ticks));
         (told, before)
     }
 }
@@ -243,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worse_zone_is_told_at_once_and_a_better_one_when_it_lasts() {
+    fn a_cut_is_told_at_once_and_a_better_zone_when_it_lasts() {
         let mut entry = entry();
         assert_eq!(tell(&mut entry, Zone::Open, 3), (Zone::Open, None));
         assert_eq!(tell(&mut entry, Zone::Cut, 3), (Zone::Cut, Some(Zone::Open)));
@@ -251,6 +259,16 @@ mod tests {
             assert_eq!(tell(&mut entry, zone, 3), (Zone::Cut, Some(Zone::Cut)), "{zone:?}");
         }
         assert_eq!(tell(&mut entry, Zone::Open, 3), (Zone::Hold, Some(Zone::Cut)));
+    }
+
+    #[test]
+    fn a_zone_that_wavers_about_a_limit_is_not_told() {
+        let mut entry = entry();
+        tell(&mut entry, Zone::Open, 3);
+        for zone in [Zone::Hold, Zone::Ease, Zone::Open, Zone::Ease, Zone::Hold] {
+            assert_eq!(tell(&mut entry, zone, 3), (Zone::Open, Some(Zone::Open)), "{zone:?}");
+        }
+        assert_eq!(tell(&mut entry, Zone::Ease, 3), (Zone::Hold, Some(Zone::Open)), "three in a row");
     }
 
     #[test]

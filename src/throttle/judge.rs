@@ -36,8 +36,11 @@ impl Bench {
 
 /// Judges every rule by what is on the board. A reading that several rules speak of is judged by each.
 pub fn observe(board: &mut Board, rules: &[Rule], bench: Bench) -> Vec<Observation> {
-    let latencies = board.latency.measured(bench.now);
     let mut seen = Vec::new();
+    if rules.is_empty() {
+        return seen;
+    }
+    let latencies = board.latency.measured(bench.now);
     for rule in rules {
         let ruling = Ruling { rule, bench };
         let Some(slot) = board.slot(&rule.signal) else {
@@ -142,6 +145,9 @@ impl Ruling<'_> {
         // With "auto" what is rationed is the part above the baseline: what is below is not ours.
         let utilisation = ((value - floor) / (limit - floor)).max(0.0);
         let mut seen = self.load(Held { reading, value, max: limit, critical, utilisation, note });
+        if let Says::Load { at_least, .. } = &mut seen.says {
+            *at_least = ((measured.at_least_seconds - floor) / (limit - floor)).max(0.0);
+        }
         seen.fresh = measured.is_complete();
         if !seen.fresh && utilisation < 1.0 {
             seen.reason =
@@ -166,7 +172,7 @@ impl Ruling<'_> {
         Observation {
             signal: self.signal().to_owned(),
             subject: reading.subject.clone(),
-            says: Says::Load { utilisation, critical: critical.is_some() },
+            says: Says::Load { utilisation, at_least: utilisation, critical: critical.is_some() },
             fresh: true,
             at: reading.at,
             figure: Some(reading.figure.clone()),

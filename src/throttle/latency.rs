@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::baseline::{self, Baseline};
+use super::baseline::{self, Baseline, Rest};
 use super::reading::{Figure, Reading};
-use super::window::{ENOUGH_SAMPLES, Quantile, Window};
+use super::window::{ENOUGH_SAMPLES, Window};
 
 /// The records of all probes.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ struct Probe {
     table: Option<u32>,
     window: Window,
     /// The samples of the rest that is under way.
-    rest: Window,
+    rest: Rest,
     baseline: Baseline,
     /// When a rest was last brought to its end.
     rested_at: Option<Instant>,
@@ -38,6 +38,8 @@ struct Probe {
 pub struct Measured {
     /// Its p99, in seconds; unknown before there are samples.
     pub reading: Reading,
+    /// What that p99 surely is at least, in seconds, however few the samples.
+    pub at_least_seconds: f64,
     /// Over how many samples.
     pub samples: u64,
     /// The p99 when quiet, in seconds, once it is known.
@@ -65,7 +67,7 @@ impl Latency {
         self.probes.entry(probe.to_owned()).or_insert_with(|| Probe {
             table,
             window: Window::new(length),
-            rest: Window::new(Duration::MAX),
+            rest: Rest::default(),
             baseline: Baseline::default(),
             rested_at: None,
             last_at: None,
@@ -92,13 +94,10 @@ impl Latency {
         if !quiet {
             return;
         }
-        probe.rest.record(now, latency, interval);
-        if let Some(Quantile { p99, samples }) = probe.rest.quantile(now)
-            && samples >= baseline::SAMPLES
-        {
-            probe.baseline.add(p99);
+        probe.rest.record(latency, interval);
+        if probe.rest.samples() >= baseline::SAMPLES {
+            probe.baseline.add(std::mem::take(&mut probe.rest));
             probe.rested_at = Some(now);
-            probe.rest.clear();
         }
     }
 
@@ -153,10 +152,10 @@ impl Latency {
             .all(|probe| probe.rested_at.is_some_and(|at| now.saturating_duration_since(at) < age))
     }
 
-    /// How far the rest under way has come, of [`baseline::SAMPLES`]: the probe that has the fewest.
-    pub fn rest_samples(&mut self, now: Instant) -> u64 {
-        let samples = |probe: &mut Probe| probe.rest.quantile(now).map_or(0, |found| found.samples);
-        self.probes.values_mut().map(samples).min().unwrap_or(0)
+    /// Of how many rests, of [`baseline::RESTS`], the baselines are made: the probe that has the fewest.
+    #[must_use]
+    pub fn rests(&self) -> usize {
+        self.probes.values().map(|probe| probe.baseline.rests()).min().unwrap_or(0)
     }
 
     /// What every probe says at `now`. One that has not been answered for longer than its p99 says so
@@ -175,6 +174,10 @@ impl Latency {
             let at = if waits.is_some() { now } else { probe.last_at.unwrap_or(now) };
             Measured {
                 reading: Reading { subject: name.clone(), figure, at, table: probe.table },
+                at_least_seconds: waits
+                    .or(found.map(|found| found.at_least))
+                    .unwrap_or_default()
+                    .as_secs_f64(),
                 samples: found.map_or(0, |found| found.samples),
                 baseline_seconds: probe.baseline.p99().map(|p99| p99.as_secs_f64()),
             }

@@ -5,17 +5,25 @@
 //! constant, so it says nothing of load.
 //!
 //! It is a zone law and no sawtooth. Every load gives its utilisation, reading ÷ limit, and the worst
-//! one counts: much room, and the rate grows; near the limit it stays; at the limit it is halved.
+//! one counts: much room, and the rate grows; near the limit it stays, then yields bit by bit; and when
+//! it is surely beyond the limit it is halved. How sure that is depends on how many samples there are: a
+//! p99 of a few seconds strays by a quarter, so halving at every breach would halve most often for nothing.
+//!
+//! The rate that was too much is remembered. Up to a part of it the way back is short, and beyond it is
+//! felt for in small steps, which become larger the longer all stays calm.
+//!
 //! Replication lag is a budget and no load: it may stop growth, lower the rate or pause it, and it
 //! never argues for more, since no lag at all says nothing about how much the replica could take.
 
 mod figures;
+mod lag;
+mod observation;
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::reading::Figure;
 pub use figures::Figures;
+use lag::{Lag, Lags};
+pub use observation::{Observation, Says, Zone};
 
 /// Between which rates the law moves, in rows a second.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,122 +41,6 @@ pub struct Bounds {
 impl Bounds {
     fn clamp(&self, rate: f64) -> f64 {
         rate.max(self.min).min(self.max)
-    }
-}
-
-/// What one reading says.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Observation {
-    /// The signal: `replication_lag`.
-    pub signal: String,
-    /// Of what: `replica b`.
-    pub subject: String,
-    /// What it asks for.
-    pub says: Says,
-    /// Recent enough, and of enough samples, to allow growth.
-    pub fresh: bool,
-    /// When it was read.
-    pub at: Instant,
-    /// What was read; none of what is not known.
-    pub figure: Option<Figure>,
-    /// The limit that it is held against, in the figure's unit; none of a switch.
-    pub limit: Option<f64>,
-    /// For a person: `replication_lag 3.2s >= 2s (replica b)`.
-    pub reason: String,
-}
-
-impl Observation {
-    /// How much of its limit is used; none of what is not known.
-    #[must_use]
-    pub fn utilisation(&self) -> Option<f64> {
-        match self.says {
-            Says::Load { utilisation, .. } => Some(utilisation),
-            Says::Lag { lag, max, .. } => Some(lag / max),
-            Says::Stop | Says::Silence => None,
-        }
-    }
-
-    /// The zone that this reading alone would lead to. A lag over its target holds; whether it rises
-    /// is seen only from one reading to the next.
-    #[must_use]
-    pub fn zone(&self, figures: &Figures) -> Zone {
-        match self.says {
-            Says::Stop | Says::Load { critical: true, .. } => Zone::Paused,
-            Says::Lag { lag, max, .. } if lag > max => Zone::Paused,
-            Says::Load { utilisation, .. } if utilisation >= figures.cut_at => Zone::Cut,
-            Says::Load { utilisation, .. } if utilisation >= figures.ease_at => Zone::Ease,
-            Says::Load { utilisation, .. } if utilisation >= figures.hold_at => Zone::Hold,
-            Says::Lag { lag, target, .. } if lag > target => Zone::Hold,
-            Says::Silence => Zone::Hold,
-            _ if !self.fresh => Zone::Hold,
-            _ => Zone::Open,
-        }
-    }
-}
-
-/// What a reading asks for.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Says {
-    /// A load.
-    Load {
-        /// Reading ÷ limit.
-        utilisation: f64,
-        /// It is beyond its critical limit.
-        critical: bool,
-    },
-    /// A budget, all in seconds.
-    Lag {
-        /// How far behind.
-        lag: f64,
-        /// How far is well.
-        target: f64,
-        /// How far is too far.
-        max: f64,
-    },
-    /// Nothing may run.
-    Stop,
-    /// Nothing is known, which forbids growth.
-    Silence,
-}
-
-/// How the rate stands to what the signals allow, from the best to the worst.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Zone {
-    /// There is room: the rate may grow.
-    Open,
-    /// There is room, and a cap forbids to use it.
-    Capped,
-    /// The rate stays.
-    Hold,
-    /// The rate yields.
-    Ease,
-    /// The rate is halved.
-    Cut,
-    /// Nothing runs.
-    Paused,
-}
-
-impl Zone {
-    /// Every zone.
-    pub const ALL: [Self; 6] = [Self::Open, Self::Capped, Self::Hold, Self::Ease, Self::Cut, Self::Paused];
-
-    /// The zone's name, as users see it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::Capped => "capped",
-            Self::Hold => "hold",
-            Self::Ease => "ease",
-            Self::Cut => "cut",
-            Self::Paused => "paused",
-        }
-    }
-
-    /// Whether the rate is held back.
-    #[must_use]
-    pub fn limits(self) -> bool {
-        self > Self::Capped
     }
 }
 
@@ -177,26 +69,30 @@ struct Pause {
     by_lag: bool,
 }
 
-/// Signal, subject, and whether it is in bytes.
-type LagKey = (String, String, bool);
-
 /// The law for one job.
 #[derive(Debug)]
 pub struct Law {
     figures: Figures,
     rate: f64,
     pause: Option<Pause>,
-    /// Ticks since the last cut and the last growth; large before the first.
+    /// There was a tick that was no pause.
+    has_begun: bool,
+    /// Ticks since the last cut, since the rate was last lowered by anything or paused, and since it last
+    /// grew; large before the first.
     since_cut: u32,
+    since_setback: u32,
     since_growth: u32,
-    /// The lowest rate that load did not bear, and the lowest that replicas did not follow.
+    /// The rate has been lowered and has not grown since: what lowers it now is still the same load.
+    falling: bool,
+    /// Steps of growth near a rate that was too much, since the last easing, while all was calm.
+    calm_steps: u32,
+    /// The mean of the worst utilisation over the last ticks.
+    settled: f64,
+    /// The rate that load did not bear, and the one that replicas did not follow.
     bad_load: Option<f64>,
     bad_lag: Option<f64>,
     aged_at: Option<Instant>,
-    /// For so many ticks the rate that load did not bear has looked easy.
-    easy_ticks: u32,
-    /// The lag last read of each replica, and when.
-    lags: BTreeMap<LagKey, (Instant, f64)>,
+    lags: Lags,
 }
 
 impl Law {
@@ -207,13 +103,17 @@ impl Law {
             figures,
             rate: bounds.clamp(bounds.start),
             pause: None,
+            has_begun: false,
             since_cut: u32::MAX,
+            since_setback: u32::MAX,
             since_growth: u32::MAX,
+            falling: false,
+            calm_steps: 0,
+            settled: 0.0,
             bad_load: None,
             bad_lag: None,
             aged_at: None,
-            easy_ticks: 0,
-            lags: BTreeMap::new(),
+            lags: Lags::default(),
         }
     }
 
@@ -237,40 +137,34 @@ impl Law {
         observations: &[Observation],
     ) -> Decision {
         self.since_cut = self.since_cut.saturating_add(1);
+        self.since_setback = self.since_setback.saturating_add(1);
         self.since_growth = self.since_growth.saturating_add(1);
         self.age_bad_rates(now);
-        let slopes = self.lag_slopes(observations);
+        let used = real_rows_per_second.clamp(self.rate * self.figures.cut_factor, self.rate);
+        self.lags.used(now, used);
+        let lags = self.lags.beyond(observations);
         if let Some(paused) = self.pause(now, observations) {
             return paused;
         }
         self.resume(now, bounds);
+        self.has_begun = true;
 
-        let load = worst_load(observations);
-        let lag = worst_lag(observations, &slopes);
+        // By too few samples a load counts as what it is at least.
+        let load = worst_load(observations, |seen, u, at_least| if seen.fresh { u } else { at_least });
+        let surest = worst_load(observations, |_, _, at_least| at_least);
         let silent = observations.iter().find(|seen| !seen.fresh);
+        self.settle(load);
         let before = self.rate;
-        let mut forget = false;
-        let (zone, cause) = match (load, lag) {
-            (Some((u, seen)), _) if u >= self.figures.cut_at => {
-                forget = self.cut(real_rows_per_second);
-                (Zone::Cut, Some(seen))
-            }
-            (_, Some(Lag { seen, slope: Some(slope), .. })) if slope > 0.0 => {
-                self.yield_to_lag(slope);
-                (Zone::Ease, Some(seen))
-            }
-            (Some((u, seen)), _) if u >= self.figures.ease_at => {
-                self.ease();
-                (Zone::Ease, Some(seen))
-            }
-            (Some((u, seen)), _) if u >= self.figures.hold_at => (Zone::Hold, Some(seen)),
-            (_, Some(lag)) => (Zone::Hold, Some(lag.seen)),
-            _ if silent.is_some() => (Zone::Hold, silent),
-            _ => {
-                self.grow(load.map_or(0.0, |(u, _)| u), real_rows_per_second);
-                (Zone::Open, None)
-            }
-        };
+        let by_load = self.heed_load(surest, load, used);
+        let by_silence = silent.map(|seen| (Zone::Hold, seen));
+        // Each is heeded, lest one that asks for little keep another from being heard.
+        let by_lags: Vec<_> = lags.iter().map(|lag| self.heed_lag(lag)).collect();
+        let demands = by_load.into_iter().chain(by_lags).chain(by_silence);
+        let worst = demands.reduce(|worst, other| if other.0 > worst.0 { other } else { worst });
+        if worst.is_none() {
+            self.grow(real_rows_per_second);
+        }
+        let (zone, cause) = worst.map_or((Zone::Open, None), |(zone, seen)| (zone, Some(seen)));
         self.rate = bounds.clamp(self.rate);
         // At its cap the rate would not grow in any case, so that is what holds it.
         let capped = zone <= Zone::Hold && self.rate >= bounds.max;
@@ -288,7 +182,7 @@ impl Law {
                 None => capped.then(|| "rows_per_second".to_owned()),
             },
             reason,
-            forget: forget && self.rate < before,
+            forget: zone == Zone::Cut && self.rate < before,
         }
     }
 
@@ -334,78 +228,116 @@ impl Law {
         if pause.by_load {
             lower(&mut self.bad_load, self.rate);
         }
-        let has_begun = self.since_growth < u32::MAX || self.since_cut < u32::MAX;
-        self.rate = match (has_begun, long) {
+        self.rate = match (self.has_begun, long) {
             // Nothing was walked before the pause, so it was not too much.
             (false, _) => self.rate,
             (true, true) => bounds.start.min(self.rate),
             (true, false) => part,
         };
         // What was read in the pause is no ground to grow on.
-        self.since_cut = 0;
+        self.since_setback = 0;
     }
 
-    /// Halves the rate, unless it was just done. The rate that is not used is no rate: what is
-    /// really walked is what weighs on the server, so that is what is cut, down to half as much again.
-    fn cut(&mut self, real_rows_per_second: f64) -> bool {
-        if self.since_cut < self.figures.cooldown_ticks {
-            return false;
-        }
-        let used = real_rows_per_second.clamp(self.rate * self.figures.cut_factor, self.rate);
-        lower(&mut self.bad_load, used);
-        self.rate = used * self.figures.cut_factor;
-        self.since_cut = 0;
-        true
-    }
-
-    fn ease(&mut self) {
-        if self.since_cut >= self.figures.cooldown_ticks {
-            self.rate *= self.figures.ease_factor;
-            self.since_cut = 0;
-        }
-    }
-
-    /// Yields in proportion to how fast the lag rises: at one second a second nothing is replayed at
-    /// all. Once for each new reading, without a cool-down: every second counts twice later.
-    fn yield_to_lag(&mut self, slope: f64) {
-        lower(&mut self.bad_lag, self.rate);
-        self.rate *= self.figures.lag_factor * (1.0 - slope).max(self.figures.lag_floor);
-        self.since_cut = 0;
-    }
-
-    fn grow(&mut self, u: f64, real_rows_per_second: f64) {
+    /// What the worst load leads to, if to anything.
+    fn heed_load<'a>(
+        &mut self,
+        surest: Option<(f64, &'a Observation)>,
+        worst: Option<(f64, &'a Observation)>,
+        used: f64,
+    ) -> Option<(Zone, &'a Observation)> {
         let figures = self.figures;
-        // Load is about proportional to the rate. When that makes the rate that was once too much look
-        // easy for a while, then the load that made it too much has gone. For a while, since just after a
-        // cut a p99 of few samples looks easy by chance.
-        let easy = self.bad_load.is_some_and(|bad| u * bad / self.rate < figures.hold_at);
-        self.easy_ticks = if easy { self.easy_ticks + 1 } else { 0 };
-        if self.easy_ticks >= figures.calm_ticks {
-            self.bad_load = None;
+        if let Some((_, seen)) = surest.filter(|(u, _)| *u >= figures.cut_at) {
+            if self.since_cut >= figures.cooldown_ticks {
+                self.since_cut = 0;
+                self.lower_for_load(used, figures.cut_factor);
+            }
+            return Some((Zone::Cut, seen));
         }
-        if self.since_cut < figures.growth_cooldown_ticks
+        let (u, seen) = worst?;
+        if u >= figures.ease_at {
+            if self.since_setback >= figures.cooldown_ticks {
+                self.lower_for_load(used, figures.ease_factor);
+            }
+            return Some((Zone::Ease, seen));
+        }
+        (u >= figures.hold_at).then_some((Zone::Hold, seen))
+    }
+
+    /// What a lag beyond its target leads to.
+    fn heed_lag<'a>(&mut self, lag: &Lag<'a>) -> (Zone, &'a Observation) {
+        let Some(rise) = lag.rise else { return (Zone::Hold, lag.seen) };
+        self.yield_to_lag(lag.seen, rise);
+        (Zone::Ease, lag.seen)
+    }
+
+    /// Leaves `factor` of the rate. The rate that is not used is no rate: what is really walked is what
+    /// weighs on the server, so that is what is lowered.
+    fn lower_for_load(&mut self, used: f64, factor: f64) {
+        if !self.falling {
+            let least = self.bad_load.map_or(0.0, |bad| bad * self.figures.bad_rate_memory);
+            lower(&mut self.bad_load, used.max(least));
+        }
+        self.rate = used * factor;
+        self.falling = true;
+        self.calm_steps = 0;
+        self.since_setback = 0;
+    }
+
+    /// Yields to what the replica follows. While its lag rises by a part of a second in each second, it
+    /// replays the rest of what was written. What it replays now was written a lag ago: to ask for less
+    /// because that was too much, when less is being written since, would be to ask twice.
+    fn yield_to_lag(&mut self, seen: &Observation, rise: f64) {
+        self.calm_steps = 0;
+        let written = self.lags.written(seen).unwrap_or(self.rate);
+        let followed = written * (1.0 - rise).max(self.figures.lag_floor);
+        let allowed = followed * self.figures.lag_factor;
+        if allowed < self.rate {
+            lower(&mut self.bad_lag, followed);
+            self.rate = allowed;
+            self.since_setback = 0;
+        }
+    }
+
+    /// Follows the mean of the worst utilisation.
+    fn settle(&mut self, load: Option<(f64, &Observation)>) {
+        match load {
+            // So far beyond the limit, further makes no difference.
+            Some((u, seen)) if seen.fresh => {
+                self.settled += (u.min(2.0) - self.settled) / f64::from(self.figures.settle_ticks.max(1));
+            }
+            Some(_) => {}
+            None => self.settled = 0.0,
+        }
+    }
+
+    fn grow(&mut self, real_rows_per_second: f64) {
+        let figures = self.figures;
+        if self.since_setback < figures.growth_cooldown_ticks
             || self.since_growth < figures.cooldown_ticks
             || real_rows_per_second < figures.real_rate_share * self.rate
         {
             return;
         }
-        let bad = match (self.bad_load, self.bad_lag) {
-            (Some(load), Some(lag)) => Some(load.min(lag)),
-            (load, lag) => load.or(lag),
-        };
-        // The less room there is, the shorter the step: the limit is met at a walk and not at a run.
-        let room = 1.0 - u / figures.hold_at;
-        let step = 1.0 + (figures.start_growth - 1.0) * room.clamp(0.0, 1.0);
-        self.rate = match bad {
-            None => self.rate * step.max(figures.growth),
-            Some(bad) => {
-                (self.rate * figures.growth).max(f64::midpoint(self.rate, bad).min(self.rate * step))
-            }
-        };
+        // Up to near the rate that was too much in large steps, from there on in small ones.
+        let rate = self.rate;
+        let mut allowed = rate * figures.start_growth;
+        if let Some(bad) = self.bad_load {
+            let near = bad * figures.near_share;
+            self.calm_steps =
+                if rate < near || self.settled >= figures.calm_at { 0 } else { self.calm_steps + 1 };
+            allowed =
+                allowed.min(if rate < near { near } else { rate * figures.careful_growth(self.calm_steps) });
+        }
+        if let Some(bad) = self.bad_lag {
+            let near = bad * figures.near_share;
+            allowed = allowed.min(if rate < near { near } else { rate * figures.lag_growth });
+        }
+        self.rate = allowed;
         // A rate that was gone beyond is not what was too much.
         for bad in [&mut self.bad_load, &mut self.bad_lag].into_iter().flatten() {
             *bad = bad.max(self.rate);
         }
+        self.falling = false;
         self.since_growth = 0;
     }
 
@@ -418,55 +350,23 @@ impl Law {
             self.aged_at = Some(now);
         }
     }
-
-    /// For each observation the slope of its lag, in seconds a second, where it was read anew.
-    fn lag_slopes(&mut self, observations: &[Observation]) -> Vec<Option<f64>> {
-        let mut lags = BTreeMap::new();
-        let slope = |seen: &Observation| {
-            let Says::Lag { lag, .. } = seen.says else { return None };
-            let in_bytes = matches!(seen.figure, Some(Figure::Bytes(_)));
-            let key = (seen.signal.clone(), seen.subject.clone(), in_bytes);
-            let (at, last) = self.lags.get(&key).copied().unwrap_or((seen.at, lag));
-            lags.insert(key, (seen.at, lag));
-            let elapsed = seen.at.saturating_duration_since(at).as_secs_f64();
-            (elapsed > 0.0).then(|| (lag - last) / elapsed)
-        };
-        let slopes = observations.iter().map(slope).collect();
-        // Whatever is not read any more is forgotten with this.
-        self.lags = lags;
-        slopes
-    }
 }
 
 fn lower(bad: &mut Option<f64>, rate: f64) {
     *bad = Some(bad.map_or(rate, |bad| bad.min(rate)));
 }
 
-/// The worst of the loads that are known.
-fn worst_load(observations: &[Observation]) -> Option<(f64, &Observation)> {
+/// The worst of the loads that are known, as `of` takes them by observation, utilisation, and what that is
+/// at least.
+fn worst_load(
+    observations: &[Observation],
+    of: impl Fn(&Observation, f64, f64) -> f64,
+) -> Option<(f64, &Observation)> {
     observations
         .iter()
         .filter_map(|seen| match seen.says {
-            Says::Load { utilisation, .. } => Some((utilisation, seen)),
+            Says::Load { utilisation, at_least, .. } => Some((of(seen, utilisation, at_least), seen)),
             _ => None,
         })
         .max_by(|one, other| one.0.total_cmp(&other.0))
-}
-
-struct Lag<'a> {
-    seen: &'a Observation,
-    /// None when it was not read anew.
-    slope: Option<f64>,
-}
-
-/// Of the lags beyond their target, one that rises where there is one, and the largest of those.
-fn worst_lag<'a>(observations: &'a [Observation], slopes: &[Option<f64>]) -> Option<Lag<'a>> {
-    let beyond = observations.iter().zip(slopes).filter_map(|(seen, slope)| match seen.says {
-        Says::Lag { lag, target, .. } if lag > target => Some((lag / target, Lag { seen, slope: *slope })),
-        _ => None,
-    });
-    let order = |(over, lag): &(f64, Lag)| (lag.slope.is_some_and(|slope| slope > 0.0), *over);
-    beyond
-        .max_by(|one, other| order(one).partial_cmp(&order(other)).expect("a lag is a number"))
-        .map(|(_, lag)| lag)
 }

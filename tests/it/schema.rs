@@ -232,6 +232,42 @@ async fn a_role_with_rights_on_the_tables_only_runs_jobs_on_an_existing_schema()
     assert_eq!(count(&client, "users WHERE normalized = lower(email)").await, 500);
 }
 
+#[tokio::test]
+async fn a_schema_of_the_first_version_is_upgraded_with_its_rights_and_its_jobs() {
+    let database = Database::create().await;
+    let client = database.connect().await;
+    client.batch_execute(USERS).await.unwrap();
+    let (role, url) = create_role(&database).await;
+    client
+        .batch_execute(&format!(
+            "CREATE SCHEMA backfilld;
+             SET search_path TO backfilld;
+             CREATE TABLE schema_version (version integer PRIMARY KEY, name text NOT NULL,
+                 applied_at timestamptz NOT NULL DEFAULT clock_timestamp(), applied_by text NOT NULL);
+             INSERT INTO schema_version (version, name, applied_by) VALUES (1, 'initial', 'test');
+             {}
+             ;
+             RESET search_path;
+             GRANT USAGE ON SCHEMA backfilld TO {role};
+             GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA backfilld TO {role};
+             GRANT SELECT, UPDATE (normalized) ON users TO {role};
+             INSERT INTO backfilld.job (name, spec, state) VALUES ('old', '{{\"name\": \"old\",
+                 \"table\": \"users\", \"update\": {{\"set\": {{\"normalized\": \"lower(email)\"}}}}}}', 'pending')",
+            include_str!("../../src/state/upgrades/0001_initial.sql")
+        ))
+        .await
+        .unwrap();
+    let told = backfilld(&url, &["status"]);
+    assert_eq!(told.code, 1, "{told:?}");
+    assert!(told.stderr.contains("has version 1") && told.stderr.contains("backfilld init"), "{told:?}");
+    succeeded(&backfilld(database.url(), &["init"]));
+    let run = backfilld(&url, &["run", "--until-idle"]);
+    assert_eq!(run.code, 0, "{run:?}");
+    assert_eq!(count(&client, "users WHERE normalized = lower(email)").await, 500);
+    let heartbeats = "pg_class WHERE relname = 'heartbeat' AND has_table_privilege('{role}', oid, 'UPDATE')";
+    assert_eq!(count(&client, &heartbeats.replace("{role}", &role)).await, 1, "{role}");
+}
+
 /// Creates a role that may log in and has no right that is not given to it; returns its name and its
 /// URL of the database. It belongs to the whole server, so it is named after the test's database, and
 /// goes with the server.

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
 use super::Place;
@@ -18,9 +19,16 @@ const IDLE_REPORTS: u32 = 5;
 /// Changes that wait for a database that does not answer. What does not fit is in the log.
 const WAITING_CHANGES: usize = 1000;
 
+/// Who writes.
+pub(super) struct Scribe {
+    /// None once it has been told to finish.
+    side: Option<Side>,
+    writing: JoinHandle<()>,
+}
+
 /// The tick's side of the scribe: it never waits.
 #[derive(Clone)]
-pub(super) struct Scribe {
+pub(super) struct Side {
     changes: mpsc::Sender<(String, String)>,
     report: watch::Sender<Report>,
 }
@@ -29,10 +37,24 @@ impl Scribe {
     pub(super) fn start(place: Place) -> Self {
         let (changes, unwritten) = mpsc::channel(WAITING_CHANGES);
         let report = watch::Sender::new(Report::default());
-        tokio::spawn(write(place, unwritten, report.subscribe()));
-        Self { changes, report }
+        let writing = tokio::spawn(write(place, unwritten, report.subscribe()));
+        Self { side: Some(Side { changes, report }), writing }
     }
 
+    pub(super) fn side(&self) -> Side {
+        self.side.clone().expect("there is no tick once the throttle has finished")
+    }
+
+    /// Writes what waits, unless that takes too long. Every other side must be gone.
+    pub(super) async fn finish(&mut self, within: Duration) {
+        self.side = None;
+        if tokio::time::timeout(within, &mut self.writing).await.is_err() {
+            self.writing.abort();
+        }
+    }
+}
+
+impl Side {
     /// Takes note of what a tick has decided for a job, if its zone has changed.
     pub(super) fn changed(&self, tick: &JobTick) {
         let Some(text) = told(tick) else { return };

@@ -21,3 +21,19 @@ CREATE TABLE heartbeat (
     -- Cutting off empty pages takes a lock that, replayed, cancels the reads on replicas.
     vacuum_truncate = off
 );
+
+-- Whoever may use the table of daemons is a daemon, perhaps by rights that were given table by table.
+DO $$
+DECLARE
+    given record;
+BEGIN
+    FOR given IN
+        SELECT a.privilege_type AS privilege,
+               CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS role
+        FROM pg_class c, aclexplode(c.relacl) a
+        WHERE c.oid = 'daemon'::regclass AND a.grantee <> c.relowner
+          AND a.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
+    LOOP
+        EXECUTE format('GRANT %s ON heartbeat TO %s', given.privilege, given.role);
+    END LOOP;
+END $$;

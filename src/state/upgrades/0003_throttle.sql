@@ -1,6 +1,9 @@
 -- What each daemon's throttle says, and a status that tells it. Run with the state schema as the whole
 -- search_path.
 
+-- First the view, without the tables below it, as everybody who reads it does: a daemon that reads its
+-- status while it is upgraded waits here, and holds nothing that the next statements need.
+ALTER VIEW status RESET (security_barrier);
 ALTER TABLE daemon
     -- The signals and, for each job that the daemon walks, zone, signal, reason and rate.
     ADD COLUMN throttle    jsonb,

@@ -155,8 +155,11 @@ impl QueryLatency {
             loop {
                 let reason = match self.line.connect().await {
                     Ok(open) => {
-                        pause = self.line.interval;
-                        self.probe(open).await
+                        let (reason, went_well) = self.probe(open).await;
+                        if went_well {
+                            pause = self.line.interval;
+                        }
+                        reason
                     }
                     Err(reason) => reason,
                 };
@@ -167,8 +170,10 @@ impl QueryLatency {
         })
     }
 
-    /// Sends rounds of probes for as long as the connection lasts; returns what ended it.
-    async fn probe(&mut self, mut open: Open) -> String {
+    /// Sends rounds of probes for as long as the connection lasts; returns what ended it, and whether any
+    /// round went well: a server that is read-only takes each connection and ends it at the first probe.
+    async fn probe(&mut self, mut open: Open) -> (String, bool) {
+        let mut went_well = false;
         let mut rounds = interval(self.line.interval);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.watched.mark_changed();
@@ -188,8 +193,9 @@ impl QueryLatency {
             let round = self.round(&mut open).await;
             self.last_slot = open.writer.as_ref().map_or(self.last_slot, Writer::slot);
             if let Err(lost) = round {
-                return lost;
+                return (lost, went_well);
             }
+            went_well = true;
             let trouble = self.probes.iter().find_map(|probe| {
                 let error = probe.error.as_ref()?;
                 Some(format!("{}: {error}", probe.name))

@@ -6,17 +6,17 @@ use super::*;
 #[tokio::test]
 async fn a_job_may_tighten_what_the_daemon_has_and_not_loosen_it() {
     let scene = Scene::with_items(100_000).await;
-    scene.turn_knob("8.5").await;
+    scene.turn_knob("6").await;
     scene.submit("plain", "");
-    scene.submit("tight", "[throttle.sql.knob]\nmax = 8");
+    scene.submit("tight", "[throttle.sql.knob]\nmax = 5");
     scene.submit("loose", "[throttle.sql.knob]\nmax = 1000");
     let _daemon = scene.daemon(&knob(&[]));
-    // 8.5 of 10 holds; it is over the 8 of the one, and the 1000 of the other count for nothing.
-    assert_eq!(scene.event("tight", 0, "cut: ").await, "cut: sql.knob 8.5 >= 8; 25 rows/s");
+    // 6 of 10 holds; it is over the 5 of the one, and the 1000 of the other count for nothing.
+    assert_eq!(scene.event("tight", 0, "cut: ").await, "cut: sql.knob 6 >= 5; 25 rows/s");
     for job in ["plain", "loose"] {
         until("the reading to hold the job", PATIENCE, async || {
             let throttle = scene.status(job)["throttle"].take();
-            (throttle["zone"] == "hold" && throttle["reason"] == "sql.knob 8.5 of at most 10").then_some(())
+            (throttle["zone"] == "hold" && throttle["reason"] == "sql.knob 6 of at most 10").then_some(())
         })
         .await;
         assert_eq!(rate(&scene, job), Some(50.0), "{job}");

@@ -11,6 +11,10 @@ pub(super) fn check(law: &Figures, problems: &mut Problems) {
         ("hold_at", law.hold_at, 0.0, 2.0),
         ("start_growth", law.start_growth, 1.0, 10.0),
         ("growth", law.growth, 1.0, 10.0),
+        ("near_share", law.near_share, 0.0, 1.0),
+        ("calm_at", law.calm_at, 0.0, 2.0),
+        ("bad_rate_memory", law.bad_rate_memory, 0.0, 1.0),
+        ("lag_growth", law.lag_growth, 1.0, 10.0),
         ("real_rate_share", law.real_rate_share, 0.0, 1.0),
         ("lag_factor", law.lag_factor, 0.0, 1.0),
         ("lag_floor", law.lag_floor, 0.0, 1.0),
@@ -23,6 +27,9 @@ pub(super) fn check(law: &Figures, problems: &mut Problems) {
             format!("{} must be more than 0 and less than 1", key(name))
         });
     }
+    problems.wrong(!(1.0..=10.0).contains(&law.growth_speedup), || {
+        format!("{} must be from 1 (always the same step) to 10", key("growth_speedup"))
+    });
     problems.wrong(!(0.0..=1.0).contains(&law.bad_rate_aging), || {
         format!("{} must be from 0 (never) to 1", key("bad_rate_aging"))
     });
@@ -56,10 +63,15 @@ mod tests {
             ("cut_factor = 1", "cut_factor must be more than 0 and less than 1"),
             ("cut_factor = 0", "cut_factor must be more than 0 and less than 1"),
             ("ease_factor = 1", "ease_factor must be more than 0 and less than 1"),
-            ("cut_factor = 0.95", "cut_factor = 0.95 must be throttle.law.ease_factor = 0.9 or less"),
+            ("cut_factor = 0.995", "cut_factor = 0.995 must be throttle.law.ease_factor = 0.99 or less"),
             ("growth = 1", "growth must be more than 1, and 10 at most"),
             ("start_growth = 0.5", "start_growth must be more than 1"),
-            ("hold_at = 0.9", "hold_at = 0.9 must be less than throttle.law.ease_at = 0.9"),
+            ("hold_at = 0.9", "hold_at = 0.9 must be less than throttle.law.ease_at = 0.8"),
+            ("near_share = 1.5", "near_share must be more than 0, and 1 at most"),
+            ("calm_at = 3", "calm_at must be more than 0, and 2 at most"),
+            ("growth_speedup = 0.5", "growth_speedup must be from 1 (always the same step) to 10"),
+            ("bad_rate_memory = 0", "bad_rate_memory must be more than 0, and 1 at most"),
+            ("lag_growth = 1", "lag_growth must be more than 1, and 10 at most"),
             ("ease_at = 1.1", "ease_at = 1.1 must be throttle.law.cut_at = 1 or less"),
             ("real_rate_share = 1.1", "real_rate_share must be"),
             ("bad_rate_aging = -0.1", "bad_rate_aging must be from 0 (never) to 1"),

@@ -1,0 +1,125 @@
+//! What the law is told, and what it says.
+
+use std::time::Instant;
+
+use super::Figures;
+use crate::throttle::reading::Figure;
+
+/// What one reading says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observation {
+    /// The signal: `replication_lag`.
+    pub signal: String,
+    /// Of what: `replica b`.
+    pub subject: String,
+    /// What it asks for.
+    pub says: Says,
+    /// Recent enough, and of enough samples, to allow growth.
+    pub fresh: bool,
+    /// When it was read.
+    pub at: Instant,
+    /// What was read; none of what is not known.
+    pub figure: Option<Figure>,
+    /// The limit that it is held against, in the figure's unit; none of a switch.
+    pub limit: Option<f64>,
+    /// For a person: `replication_lag 3.2s >= 2s (replica b)`.
+    pub reason: String,
+}
+
+impl Observation {
+    /// How much of its limit is used; none of what is not known.
+    #[must_use]
+    pub fn utilisation(&self) -> Option<f64> {
+        match self.says {
+            Says::Load { utilisation, .. } => Some(utilisation),
+            Says::Lag { lag, max, .. } => Some(lag / max),
+            Says::Stop | Says::Silence => None,
+        }
+    }
+
+    /// The zone that this reading alone would lead to. A lag over its target holds; whether it rises
+    /// is seen only from one reading to the next.
+    #[must_use]
+    pub fn zone(&self, figures: &Figures) -> Zone {
+        match self.says {
+            Says::Stop | Says::Load { critical: true, .. } => Zone::Paused,
+            Says::Lag { lag, max, .. } if lag > max => Zone::Paused,
+            Says::Load { utilisation, .. } if utilisation >= figures.cut_at => Zone::Cut,
+            Says::Load { utilisation, .. } if utilisation >= figures.ease_at => Zone::Ease,
+            Says::Load { utilisation, .. } if utilisation >= figures.hold_at => Zone::Hold,
+            Says::Lag { lag, target, .. } if lag > target => Zone::Hold,
+            Says::Silence => Zone::Hold,
+            _ if !self.fresh => Zone::Hold,
+            _ => Zone::Open,
+        }
+    }
+}
+
+/// What a reading asks for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Says {
+    /// A load.
+    Load {
+        /// Reading ÷ limit.
+        utilisation: f64,
+        /// What that is at least, where the reading is an estimate: a p99 of a few samples may be far off.
+        /// Else the same.
+        at_least: f64,
+        /// It is beyond its critical limit.
+        critical: bool,
+    },
+    /// A budget, all in seconds.
+    Lag {
+        /// How far behind.
+        lag: f64,
+        /// How far is well.
+        target: f64,
+        /// How far is too far.
+        max: f64,
+    },
+    /// Nothing may run.
+    Stop,
+    /// Nothing is known, which forbids growth.
+    Silence,
+}
+
+/// How the rate stands to what the signals allow, from the best to the worst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Zone {
+    /// There is room: the rate may grow.
+    Open,
+    /// There is room, and a cap forbids to use it.
+    Capped,
+    /// The rate stays.
+    Hold,
+    /// The rate yields.
+    Ease,
+    /// The rate is halved.
+    Cut,
+    /// Nothing runs.
+    Paused,
+}
+
+impl Zone {
+    /// Every zone.
+    pub const ALL: [Self; 6] = [Self::Open, Self::Capped, Self::Hold, Self::Ease, Self::Cut, Self::Paused];
+
+    /// The zone's name, as users see it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Capped => "capped",
+            Self::Hold => "hold",
+            Self::Ease => "ease",
+            Self::Cut => "cut",
+            Self::Paused => "paused",
+        }
+    }
+
+    /// Whether the rate is held back.
+    #[must_use]
+    pub fn limits(self) -> bool {
+        self > Self::Capped
+    }
+}
