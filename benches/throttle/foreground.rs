@@ -14,11 +14,12 @@ use crate::pgbench::{Foreground, Load};
 use crate::stage::{self, Scene, Stage};
 use crate::support::database::connect;
 use crate::trial::Size;
-use crate::watch::{Beside, Going};
-use crate::{machine, report};
+use crate::watch::{Beside, Going, Watch};
+use crate::{audit, machine, report};
 
 const RATES: [u32; 2] = [1000, 2000];
 const CLIENTS: u32 = 16;
+const FIRST_JOB: &str = "users-1";
 
 /// Seconds that pgbench runs before anybody joins it.
 const WARM_UP_SECONDS: u32 = 5;
@@ -53,6 +54,16 @@ impl Contestant {
             Self::UnthrottledTwo => "unthrottled, two workers",
             Self::FixedSleep => "fixed sleep, 100 ms after 1,000 rows",
             Self::Adaptive => "adaptive, all defaults",
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Quiet => "quiet",
+            Self::UnthrottledOne => "one-worker",
+            Self::UnthrottledTwo => "two-workers",
+            Self::FixedSleep => "fixed-sleep",
+            Self::Adaptive => "adaptive",
         }
     }
 
@@ -128,6 +139,10 @@ async fn compete(size: Size, contestant: Contestant, rate: u32, scene: &Scene) -
     tokio::time::sleep(warm_up).await;
 
     let work = start(contestant, scene).await;
+    let watch = match &work {
+        Work::Daemon(backfill) => Some(Watch::start(backfill, &scene.url, FIRST_JOB, "query_latency")),
+        Work::None | Work::Loop { .. } => None,
+    };
     let begun = SystemTime::now();
     tokio::time::sleep(settling).await;
     let (from, rows_before) = (SystemTime::now(), rows_done(&work, &scene.client).await);
@@ -137,9 +152,17 @@ async fn compete(size: Size, contestant: Contestant, rate: u32, scene: &Scene) -
         tokio::time::sleep_until(next.min(deadline)).await;
     }
     let (to, rows_after) = (SystemTime::now(), rows_done(&work, &scene.client).await);
+    if let Some(watch) = watch {
+        watch.finish(&format!("foreground-{rate}-{}", contestant.name()));
+    }
     match work {
         Work::None => {}
-        Work::Daemon(backfill) => backfill.stop(),
+        Work::Daemon(backfill) => {
+            if contestant == Contestant::Adaptive && size.reason_to_discard.is_some() {
+                eprint!("{}", audit::told(&audit::events(&scene.client).await, begun));
+            }
+            backfill.stop();
+        }
         Work::Loop { thread, .. } => thread.finish(),
     }
 
@@ -164,9 +187,8 @@ async fn start(contestant: Contestant, scene: &Scene) -> Work {
     };
     let configuration = format!("daemon.max_running_jobs = {workers}\n{configuration}");
     let backfill = Backfill::start(&scene.url, &configuration, &scene.client).await;
-    for number in 1..=2 {
-        backfill.submit(&format!("users-{number}"), &format!("users_{number}"), "");
-    }
+    backfill.submit(FIRST_JOB, "users_1", "");
+    backfill.submit("users-2", "users_2", "");
     for number in 1..=2 {
         let job = format!("names-{number}");
         backfill.submit_update(&job, &format!("users_{number}"), "full_name = \"upper(full_name)\"", "");

@@ -30,9 +30,10 @@ impl Default for Rest {
 }
 
 impl Rest {
-    /// Records a latency; a late probe stands for those that it kept from being sent, one every `interval`.
-    pub fn record(&mut self, latency: Duration, interval: Duration) {
-        window::record(&mut self.0, latency, interval);
+    /// Records a latency, as one sample: here a probe that hung does not stand for those that it kept from
+    /// being sent. A single stall would else make a whole rest, and its own length the baseline.
+    pub fn record(&mut self, latency: Duration) {
+        window::record(&mut self.0, latency, Duration::MAX);
     }
 
     /// How many samples there are.
@@ -93,10 +94,21 @@ impl Baseline {
 mod tests {
     use super::*;
 
+    #[test]
+    fn one_stall_does_not_make_a_baseline() {
+        let (mut rest, mut baseline) = (Rest::default(), Baseline::default());
+        for sample in 0..SAMPLES {
+            rest.record(Duration::from_millis(if sample == 7 { 5000 } else { 2 }));
+        }
+        assert_eq!(rest.samples(), SAMPLES);
+        baseline.add(rest);
+        assert!(baseline.p99().unwrap() < Duration::from_millis(3), "{:?}", baseline.p99());
+    }
+
     fn rest(milliseconds: u64) -> Rest {
         let mut rest = Rest::default();
         for _ in 0..SAMPLES {
-            rest.record(Duration::from_millis(milliseconds), Duration::from_millis(50));
+            rest.record(Duration::from_millis(milliseconds));
         }
         rest
     }

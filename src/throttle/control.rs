@@ -203,6 +203,7 @@ impl Control {
         observations.extend(judge::observe(board, &entry.terms.rules, bench));
         observations.extend(entry.terms.closed(now, wall));
         let entry = self.jobs.get_mut(job).expect("the caller knows the job");
+        entry.disturbed = observations.iter().any(is_disturbance);
         let resting = self.resting_since.is_some();
         if resting {
             // Whatever load there is, it is not ours.
@@ -218,7 +219,7 @@ impl Control {
             zone: Zone::Paused,
             rows_per_second: 0.0,
             signal: Some(QUERY_LATENCY.to_owned()),
-            reason: format!("{QUERY_LATENCY}: resting for some seconds to measure the quiet latency"),
+            reason: resting_reason(board),
             forget: false,
         }
     }
@@ -258,6 +259,7 @@ impl Control {
         let wanted = self.needs_baseline() && !self.jobs.is_empty();
         match self.resting_since {
             Some(since) if !wanted || self.rest_is_over(since, board, now) => {
+                board.latency.give_up();
                 self.resting_since = None;
                 self.rested_at = Some(now);
                 // What is in the windows now is what it is like when nothing of ours runs.
@@ -270,7 +272,9 @@ impl Control {
         self.still_since = if still { Some(self.still_since.unwrap_or(now)) } else { None };
         let settled = self.still_since.is_some_and(|since| now.saturating_duration_since(since) >= SETTLING);
         // A pause that the signals asked for is no rest: what made them ask would be learned as normal.
-        board.latency.set_quiet(settled && (self.jobs.is_empty() || self.resting_since.is_some()));
+        let disturbed = self.jobs.values().any(|job| job.disturbed);
+        let resting = self.resting_since.is_some() && !disturbed;
+        board.latency.set_quiet(settled && (self.jobs.is_empty() || resting));
     }
 
     /// Due when a baseline is missing, or old while something is walked.
@@ -295,11 +299,31 @@ impl Control {
         walked > 0.0 && !tried_lately && !board.latency.all_rested_within(every, now)
     }
 
-    /// Over when every probe has its samples, or, with a baseline from earlier, when it takes too long.
+    /// Over when every probe has its samples, or when it takes too long: a probe that fails, or one that
+    /// hangs, must not keep everything from going on for ever.
     fn rest_is_over(&self, since: Instant, board: &Board, now: Instant) -> bool {
         let should_take =
             SETTLING + self.setup.probe_interval * u32::try_from(baseline::SAMPLES).expect("small");
         let too_long = now.saturating_duration_since(since) > should_take * LONGEST_REST;
-        board.latency.all_rested_since(since) || (too_long && board.latency.all_have_baselines())
+        board.latency.all_rested_since(since) || too_long
     }
+}
+
+/// Whether a reading says that something is wrong at this moment, which must not be learned as normal.
+fn is_disturbance(seen: &Observation) -> bool {
+    match seen.says {
+        Says::Load { critical, .. } => critical,
+        Says::Lag { lag, max, .. } => lag > max,
+        Says::Stop | Says::Silence => false,
+    }
+}
+
+/// For somebody who looks at a job that stands still.
+fn resting_reason(board: &Board) -> String {
+    let error = board.slot(QUERY_LATENCY).and_then(|slot| slot.error.as_ref());
+    let error = error.map_or(String::new(), |error| format!("; {error}"));
+    let progress = board.latency.rest_progress().map_or(String::new(), |(probe, samples)| {
+        format!(", {samples} of {} samples of {probe}", baseline::SAMPLES)
+    });
+    format!("{QUERY_LATENCY}: resting to measure the quiet latency{progress}{error}")
 }

@@ -64,6 +64,8 @@ pub(super) struct Entry {
     pub(super) law: Law,
     /// The rate last decided, whether or not a rest withholds it.
     pub(super) decided: f64,
+    /// A signal says that something is wrong, whether or not the job is walked.
+    pub(super) disturbed: bool,
     /// How many workers have a handle.
     pub(super) holders: usize,
     rate: watch::Sender<f64>,
@@ -95,6 +97,7 @@ impl Entry {
         Self {
             terms,
             decided: law.rows_per_second(),
+            disturbed: false,
             law,
             holders: 1,
             rate: watch::Sender::new(0.0),

@@ -51,6 +51,7 @@ pub fn observe(board: &mut Board, rules: &[Rule], bench: Bench) -> Vec<Observati
             seen.push(ruling.stop("", told));
             continue;
         };
+        seen.extend(ruling.failing(slot));
         match &rule.limit {
             Limit::Load { max, critical } if rule.signal == QUERY_LATENCY => {
                 let concerning = latencies.iter().filter(|measured| bench.concerns(&measured.reading));
@@ -97,6 +98,14 @@ impl Ruling<'_> {
         staleness::complaint(self.signal(), slot, self.bench.now, self.bench.stale_after)
     }
 
+    /// What was read before is not too old to count, but the last try went wrong: nothing may grow on it.
+    fn failing(&self, slot: &Slot) -> Option<Observation> {
+        let error = slot.error.as_ref()?;
+        let at = slot.read_at.filter(|_| self.complaint(slot).is_none())?;
+        let age = seconds(self.bench.now.saturating_duration_since(at).as_secs_f64());
+        Some(self.silence("", format!("{} not read for {age}: {error}", self.signal())))
+    }
+
     fn loads(&self, max: f64, critical: Option<f64>, slot: &Slot) -> Vec<Observation> {
         if let Some(complaint) = self.complaint(slot) {
             return vec![self.silence("", complaint)];
@@ -129,6 +138,10 @@ impl Ruling<'_> {
                     format!("{} when quiet + {}", seconds(baseline), seconds(LEAST_SLACK.as_secs_f64()))
                 };
                 (times_it.max(with_slack), baseline, note)
+            }
+            (Max::TimesBaseline(_), None) if measured.given_up => {
+                let told = format!("{signal}: the quiet latency cannot be measured ({subject}){because}");
+                return self.silence(subject, told);
             }
             (Max::TimesBaseline(_), None) => {
                 let told = format!("{signal}: measuring the quiet latency first ({subject}){because}");

@@ -28,6 +28,8 @@ struct Probe {
     baseline: Baseline,
     /// When a rest was last brought to its end.
     rested_at: Option<Instant>,
+    /// A rest has come to its end without enough samples.
+    given_up: bool,
     last_at: Option<Instant>,
     /// The probe that was sent and is not answered.
     in_flight: Option<Instant>,
@@ -44,6 +46,8 @@ pub struct Measured {
     pub samples: u64,
     /// The p99 when quiet, in seconds, once it is known.
     pub baseline_seconds: Option<f64>,
+    /// A rest has come to its end without measuring that.
+    pub given_up: bool,
 }
 
 impl Measured {
@@ -70,6 +74,7 @@ impl Latency {
             rest: Rest::default(),
             baseline: Baseline::default(),
             rested_at: None,
+            given_up: false,
             last_at: None,
             in_flight: None,
         });
@@ -94,11 +99,26 @@ impl Latency {
         if !quiet {
             return;
         }
-        probe.rest.record(latency, interval);
+        probe.rest.record(latency);
         if probe.rest.samples() >= baseline::SAMPLES {
             probe.baseline.add(std::mem::take(&mut probe.rest));
             probe.rested_at = Some(now);
+            probe.given_up = false;
         }
+    }
+
+    /// The rest is over, and some probes have not had enough samples: it is not waited for them any more.
+    pub fn give_up(&mut self) {
+        for probe in self.probes.values_mut().filter(|probe| probe.baseline.p99().is_none()) {
+            probe.given_up = true;
+        }
+    }
+
+    /// The probe that has the fewest samples of the rest under way, and how many.
+    #[must_use]
+    pub fn rest_progress(&self) -> Option<(&str, u64)> {
+        let waiting = self.probes.iter().map(|(name, probe)| (name.as_str(), probe.rest.samples()));
+        waiting.min_by_key(|(_, samples)| *samples)
     }
 
     /// What was measured since the last call.
@@ -132,10 +152,10 @@ impl Latency {
         self.probes.values_mut().for_each(|probe| probe.window.clear());
     }
 
-    /// Whether each probe knows what it takes when all is quiet.
+    /// Whether each probe knows what it takes when all is quiet, or was given up.
     #[must_use]
     pub fn all_have_baselines(&self) -> bool {
-        self.probes.values().all(|probe| probe.baseline.p99().is_some())
+        self.probes.values().all(|probe| probe.given_up || probe.baseline.p99().is_some())
     }
 
     /// Whether each probe has ended a rest since `since`.
@@ -180,6 +200,7 @@ impl Latency {
                     .as_secs_f64(),
                 samples: found.map_or(0, |found| found.samples),
                 baseline_seconds: probe.baseline.p99().map(|p99| p99.as_secs_f64()),
+                given_up: probe.given_up,
             }
         };
         self.probes.iter_mut().map(measured).collect()

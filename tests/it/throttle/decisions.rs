@@ -62,6 +62,48 @@ async fn a_signal_that_cannot_be_read_holds_the_rate_and_says_why() {
     until("the rate to grow", PATIENCE, async || rate(&scene, "fill").filter(|rate| *rate > 50.0)).await;
 }
 
+/// The throttle must not go on to open while a signal is not too old yet, but fails.
+#[tokio::test]
+async fn a_signal_that_fails_from_now_on_allows_no_growth_from_now_on() {
+    let scene = Scene::with_items(100_000).await;
+    scene.submit("fill", "");
+    let calm = [("BACKFILLD__THROTTLE__STALE_AFTER", "1h"), ("BACKFILLD__THROTTLE__LAW__CALM_TICKS", "1")];
+    let _daemon = scene.daemon(&knob(&calm));
+    until("the rate to grow", PATIENCE, async || rate(&scene, "fill").filter(|rate| *rate > 50.0)).await;
+    scene.client.batch_execute("ALTER TABLE knob RENAME TO gone").await.unwrap();
+    let reason = until("the failure to hold the rate", PATIENCE, async || {
+        let reason = scene.zone("fill", "hold").await;
+        reason.starts_with("sql.knob not read for ").then_some(reason)
+    })
+    .await;
+    assert!(reason.contains("\"knob\" does not exist"), "{reason}");
+    let stays = rate(&scene, "fill");
+    scene.walks_on("fill").await;
+    assert_eq!(rate(&scene, "fill"), stays);
+}
+
+/// One probe that can never be answered must not keep every job from ever starting.
+#[tokio::test]
+async fn a_probe_that_always_fails_holds_the_rate_and_does_not_stop_the_walk_for_ever() {
+    let scene = Scene::with_items(100_000).await;
+    scene.submit("fill", "");
+    let environment = [
+        ("BACKFILLD__THROTTLE__QUERY_LATENCY__MAX_P99", "auto"),
+        ("BACKFILLD__THROTTLE__QUERY_LATENCY__AUTO_MULTIPLE", "100"),
+        ("BACKFILLD__THROTTLE__QUERY_LATENCY__INTERVAL", "10ms"),
+        ("BACKFILLD__THROTTLE__QUERY_LATENCY__PROBES", "[\"SELECT no_such_column FROM items\"]"),
+        SLOW_START,
+        SLOW_MIN,
+    ];
+    let _daemon = scene.daemon(&environment);
+    let reason = scene.zone("fill", "paused").await;
+    assert!(reason.contains("measuring the quiet latency first"), "{reason}");
+    scene.walks_on("fill").await;
+    let reason = scene.zone("fill", "hold").await;
+    assert!(reason.contains("no_such_column"), "{reason}");
+    assert_eq!(rate(&scene, "fill"), Some(50.0));
+}
+
 #[tokio::test]
 async fn a_flag_file_stops_everything_while_it_is_there() {
     let scene = Scene::with_items(100_000).await;
