@@ -26,7 +26,7 @@ const WARM_UP_SECONDS: u32 = 5;
 /// Seconds from a contestant's start to the measured span. The adaptive one first rests, to measure
 /// what quiet is, and then has to find its rate.
 const SETTLING_SECONDS: u32 = 3;
-const ADAPTIVE_SETTLING_SECONDS: u32 = 50;
+const ADAPTIVE_SETTLING_SECONDS: u32 = 60;
 const MEASURED_SECONDS: u32 = 30;
 
 /// What frameworks ship.

@@ -16,7 +16,7 @@ const LIGHT: Load = Load { clients: 8, transactions_per_second: Some(300) };
 const HEAVY: Load = Load { clients: 32, transactions_per_second: None };
 
 /// A rest to measure what quiet is, the rate's growth, and a while at its height.
-const BEFORE_SECONDS: u32 = 80;
+const BEFORE_SECONDS: u32 = 90;
 const HEAVY_SECONDS: u32 = 40;
 const AFTER_SECONDS: u32 = 90;
 
