@@ -19,6 +19,7 @@ mod figures;
 mod lag;
 mod observation;
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 pub use figures::Figures;
@@ -60,13 +61,16 @@ pub struct Decision {
 }
 
 /// A pause, and what ends it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Pause {
     since: Instant,
     /// A load was critical: it must come below its limit first.
     by_load: bool,
     /// Replicas were too far behind: they must come back to the target first.
     by_lag: bool,
+    /// Signal and subject of each load and each lag that asked for it. Only these prolong it: what never
+    /// asked for a pause must not keep one that another asked for.
+    by: BTreeSet<(String, String)>,
 }
 
 /// The law for one job.
@@ -194,19 +198,31 @@ impl Law {
             Says::Lag { lag, max, .. } => lag > max,
             Says::Silence => false,
         };
-        let (by_load, by_lag) = self.pause.map_or((false, false), |pause| (pause.by_load, pause.by_lag));
+        let asked = |seen: &Observation| (seen.signal.clone(), seen.subject.clone());
+        let by = self.pause.as_ref().map(|pause| &pause.by);
+        let has_asked = |seen: &Observation| by.is_some_and(|by| by.contains(&asked(seen)));
+        // One that cannot be read any more may not tell its subject either.
+        let signal_has_asked =
+            |seen: &Observation| by.is_some_and(|by| by.iter().any(|(signal, _)| *signal == seen.signal));
         // Hysteresis: a pause ends later than it would begin.
         let prolongs = |seen: &&Observation| match seen.says {
-            Says::Load { utilisation, .. } => by_load && (utilisation >= self.figures.cut_at || !seen.fresh),
-            Says::Silence => by_load,
-            Says::Lag { lag, target, .. } => by_lag && lag > target,
+            Says::Load { utilisation, .. } => {
+                (utilisation >= self.figures.cut_at || !seen.fresh) && has_asked(seen)
+            }
+            Says::Silence => signal_has_asked(seen),
+            Says::Lag { lag, target, .. } => lag > target && has_asked(seen),
             Says::Stop => false,
         };
         let cause = observations.iter().find(demands).or_else(|| observations.iter().find(prolongs))?;
-        let pause = self.pause.get_or_insert(Pause { since: now, by_load: false, by_lag: false });
+        let begun = Pause { since: now, by_load: false, by_lag: false, by: BTreeSet::new() };
+        let pause = self.pause.get_or_insert(begun);
         for seen in observations.iter().filter(demands) {
-            pause.by_load |= matches!(seen.says, Says::Load { .. });
-            pause.by_lag |= matches!(seen.says, Says::Lag { .. });
+            let (load, lag) = (matches!(seen.says, Says::Load { .. }), matches!(seen.says, Says::Lag { .. }));
+            pause.by_load |= load;
+            pause.by_lag |= lag;
+            if load || lag {
+                pause.by.insert(asked(seen));
+            }
         }
         Some(Decision {
             zone: Zone::Paused,

@@ -27,6 +27,24 @@ async fn a_critical_reading_stops_all_at_once_and_a_reading_below_the_limit_lets
     assert_eq!(told.iter().filter(|zone| **zone == "paused").count(), 1, "{events:#?}");
 }
 
+/// What never asked for the pause must not keep it.
+#[tokio::test]
+async fn a_pause_ends_with_the_reading_that_asked_for_it_whatever_another_signal_says() {
+    let scene = Scene::with_items(100_000).await;
+    scene.submit("fill", "");
+    let silent = [
+        ("BACKFILLD__THROTTLE__SQL__SILENT__QUERY", "SELECT NULL::float8"),
+        ("BACKFILLD__THROTTLE__SQL__SILENT__MAX", "1"),
+        ("BACKFILLD__THROTTLE__SQL__SILENT__INTERVAL", "100ms"),
+    ];
+    let _daemon = scene.daemon(&knob(&silent));
+    scene.walks_on("fill").await;
+    scene.turn_knob("25").await;
+    assert_eq!(scene.zone("fill", "paused").await, "sql.knob 25 >= critical 20");
+    scene.turn_knob("1").await;
+    scene.walks_on("fill").await;
+}
+
 #[tokio::test]
 async fn a_reading_at_the_limit_halves_the_rate_down_to_the_floor_and_no_further() {
     let scene = Scene::with_items(100_000).await;
