@@ -9,7 +9,7 @@ use crate::{pgbench, users};
 /// Memory for the tables, and room for the WAL of a whole run: a checkpoint falls between two runs,
 /// not into one contestant's time and not into another's.
 pub(crate) const SETTINGS: [(&str, &str); 4] = [
-    ("shared_buffers", "1GB"),
+    ("shared_buffers", "4GB"),
     ("max_wal_size", "16GB"),
     ("min_wal_size", "4GB"),
     ("checkpoint_timeout", "60min"),

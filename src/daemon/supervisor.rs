@@ -111,6 +111,8 @@ pub(super) struct Supervisor {
     rest_until: Instant,
     /// Jobs that somebody was in the way of, and when.
     put_off: BTreeMap<String, Instant>,
+    /// Jobs that may not be walked for reasons of their own, as they were when that was seen.
+    barred: BTreeMap<String, i32>,
     /// When it was last said that somebody is in a job's way.
     told_busy: Option<Instant>,
     /// The jobs last seen paused with nothing else to do, so as to say it once.
@@ -147,6 +149,7 @@ impl Supervisor {
             failures: 0,
             rest_until: Instant::now(),
             put_off: BTreeMap::new(),
+            barred: BTreeMap::new(),
             told_busy: None,
             told_paused: Vec::new(),
         }
@@ -232,6 +235,7 @@ impl Supervisor {
             self.measured = None;
         }
         drop(client);
+        self.look_at_barred().await?;
         if *self.mode.borrow() == Mode::Walking {
             self.start_jobs().await?;
             let mut except = self.not_now();
@@ -250,6 +254,9 @@ impl Supervisor {
     fn worker_ended(&mut self, claim: &Claim, ended: &Ended) {
         tracing::debug!(job = %claim.job, slice = claim.number, ?ended, "worker ended");
         self.held.remove(claim);
+        if let Ended::Barred { job_revision } = ended {
+            self.barred.insert(claim.job.clone(), *job_revision);
+        }
         self.throttle.leave(&claim.job);
         metrics::leases_held(self.held.len());
         self.measured = None;

@@ -104,6 +104,16 @@ impl Throttle {
         handle
     }
 
+    /// Whether the job may not be walked for reasons of its own.
+    pub(super) fn is_barred(&self, job: &str) -> bool {
+        lock(&self.shared.control).is_barred(job)
+    }
+
+    /// A job that was barred is not waited for any more.
+    pub(super) fn forget(&mut self, job: &str) {
+        lock(&self.shared.control).forget(job, Instant::now());
+    }
+
     /// A worker of a job has ended.
     pub(super) fn leave(&mut self, job: &str) {
         lock(&self.shared.control).leave(job, Instant::now());
@@ -164,15 +174,16 @@ impl Throttle {
         let mut running = Vec::new();
         let beats = self.beats.clone();
         let latency = &self.settings.query_latency;
-        running.push(
+        running.extend(
             signals::QueryLatency::new(
                 target.clone(),
                 state.clone(),
                 daemon,
                 latency.interval,
                 stale_after,
+                latency.baseline_every,
                 latency.probes.clone(),
-                self.shared.watched.subscribe(),
+                &self.shared.watched.subscribe(),
                 beats.clone(),
                 board.clone(),
             )

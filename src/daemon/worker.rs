@@ -56,6 +56,12 @@ pub(super) enum Ended {
     Finished,
     /// Told to rest, or the job is held or changed: the slice is handed back.
     HandedBack,
+    /// The job may not be walked for a time, for reasons of its own: the slice is handed back, so that the
+    /// place goes to another job.
+    Barred {
+        /// As the job was.
+        job_revision: i32,
+    },
     /// Another owner has the slice, or it is no more.
     Lost,
     /// The job has failed, and it says so in the database.
@@ -135,7 +141,7 @@ impl Worker {
     /// Works until there is a reason to end, then hands the slice back where it is still ours.
     pub(super) async fn run(mut self) -> Ended {
         let ended = self.walk().await;
-        if matches!(ended, Ended::HandedBack | Ended::Failed) {
+        if matches!(ended, Ended::HandedBack | Ended::Barred { .. } | Ended::Failed) {
             self.hand_back().await;
         }
         ended
@@ -149,7 +155,11 @@ impl Worker {
             let usual_rows = self.usual_rows();
             let rows = self.isolation.rows(usual_rows);
             if !self.admitted(rows).await {
-                return Ended::HandedBack;
+                return if self.throttle.is_barred() {
+                    Ended::Barred { job_revision: self.plan.job_revision }
+                } else {
+                    Ended::HandedBack
+                };
             }
             let client = match self.database.get().await {
                 Ok(client) => client,
@@ -223,8 +233,8 @@ impl Worker {
         }
     }
 
-    /// Waits until `rows` may go. False when the slice is to be handed back instead: told to rest, or the
-    /// job was changed. A batch would notice that, but in a pause of the throttle there is none.
+    /// Waits until `rows` may go. False when the slice is to be handed back instead: told to rest, the job is
+    /// barred, or it was changed. A batch would notice that, but in a pause of the throttle there is none.
     async fn admitted(&mut self, rows: u64) -> bool {
         let (mut throttle, mut mode) = (self.throttle.clone(), self.mode.clone());
         // Kept over the looks in between: what has been waited for is not lost.
@@ -234,6 +244,9 @@ impl Worker {
                 () = &mut admitted => return true,
                 () = resting(&mut mode) => return false,
                 () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+            if self.throttle.is_barred() {
+                return false;
             }
             tokio::select! {
                 may_go_on = self.may_go_on() => if !may_go_on { return false },

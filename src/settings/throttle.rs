@@ -273,7 +273,7 @@ mod tests {
             rules.iter().map(|rule| rule.signal.as_str()).collect::<Vec<_>>(),
             ["query_latency", "replication_lag"]
         );
-        assert_eq!(rules[0].limit, Limit::Load { max: Max::TimesBaseline(1.5), critical: None });
+        assert_eq!(rules[0].limit, Limit::Load { max: Max::TimesBaseline(2.0), critical: None });
         assert_eq!(
             ThrottleSettings::default().intervals(),
             [("replication_lag".to_owned(), Duration::from_secs(1))]

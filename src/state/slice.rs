@@ -5,9 +5,10 @@
 
 use std::time::Duration;
 
-use postgres_types::Type;
+use deadpool_postgres::ClientWrapper;
+use postgres_types::{ToSql, Type};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{GenericClient, Transaction};
+use tokio_postgres::{GenericClient, Statement, Transaction};
 
 use super::{Actor, State, StateError};
 
@@ -180,33 +181,74 @@ pub async fn claim(
     }))
 }
 
+/// The two statements of every batch, parsed and planned once a connection: else that would take longer than
+/// all they do.
+pub struct Statements {
+    position: Statement,
+    advance: Statement,
+}
+
+impl Statements {
+    /// Prepares them, where that is not done yet.
+    pub async fn prepared(client: &ClientWrapper, state: &State) -> Result<Self, StateError> {
+        let position = state.sql(
+            "SELECT s.cursor_key, s.batches, s.rows_scanned, s.rows_changed, s.rows_quarantined,
+                    s.finished_at IS NOT NULL, j.state, j.revision,
+                    coalesce(to_regclass($5) = j.table_oid, false)
+             FROM {s}.slice s JOIN {s}.job j ON j.name = s.job
+             WHERE s.job = $1 AND s.number = $2 AND s.epoch = $3
+               -- A slice that was walked to its end has no owner any more.
+               AND (s.owner = $4 OR s.finished_at IS NOT NULL)",
+        );
+        let advance = state.sql(
+            "WITH moved AS (
+                 UPDATE {s}.slice
+                 SET cursor_key = $4, batches = batches + 1, rows_scanned = rows_scanned + $5,
+                     rows_changed = rows_changed + $6, rows_quarantined = rows_quarantined + $7,
+                     rows_per_second = $8, active_seconds = active_seconds + $9,
+                     checkpoint_at = clock_timestamp(),
+                     finished_at = CASE WHEN $10 THEN clock_timestamp() END,
+                     owner = CASE WHEN $10 THEN NULL ELSE owner END,
+                     lease_until = CASE WHEN NOT $10
+                                        THEN clock_timestamp() + make_interval(secs => $11) END
+                 WHERE job = $1 AND number = $2 AND epoch = $3 AND owner = $12 AND batches = $13
+                   AND to_regclass($14) = (SELECT table_oid FROM {s}.job WHERE name = $1)
+                 RETURNING job
+             )
+             SELECT {s}.require_lease((SELECT count(*) FROM moved))",
+        );
+        let claim = [Type::TEXT, Type::INT4, Type::INT8];
+        let position_types = [&claim[..], &[Type::TEXT, Type::TEXT]].concat();
+        let moves = [
+            Type::TEXT_ARRAY,
+            Type::INT8,
+            Type::INT8,
+            Type::INT8,
+            Type::FLOAT8,
+            Type::FLOAT8,
+            Type::BOOL,
+            Type::FLOAT8,
+            Type::TEXT,
+            Type::INT8,
+            Type::TEXT,
+        ];
+        let advance_types = [&claim[..], &moves].concat();
+        Ok(Self {
+            position: client.prepare_typed_cached(&position, &position_types).await?,
+            advance: client.prepare_typed_cached(&advance, &advance_types).await?,
+        })
+    }
+}
+
 /// Reads where the walk stands; none when the claim is over. `table` is the name of the table as SQL.
 pub async fn position(
     client: &impl GenericClient,
-    state: &State,
+    statements: &Statements,
     claim: &Claim,
     table: &str,
 ) -> Result<Option<Position>, StateError> {
-    let row = client
-        .query_typed_opt(
-            &state.sql(
-                "SELECT s.cursor_key, s.batches, s.rows_scanned, s.rows_changed, s.rows_quarantined,
-                        s.finished_at IS NOT NULL, j.state, j.revision,
-                        coalesce(to_regclass($5) = j.table_oid, false)
-                 FROM {s}.slice s JOIN {s}.job j ON j.name = s.job
-                 WHERE s.job = $1 AND s.number = $2 AND s.epoch = $3
-                   -- A slice that was walked to its end has no owner any more.
-                   AND (s.owner = $4 OR s.finished_at IS NOT NULL)",
-            ),
-            &[
-                (&claim.job, Type::TEXT),
-                (&claim.number, Type::INT4),
-                (&claim.epoch, Type::INT8),
-                (&claim.owner, Type::TEXT),
-                (&table, Type::TEXT),
-            ],
-        )
-        .await?;
+    let values: [&(dyn ToSql + Sync); 5] = [&claim.job, &claim.number, &claim.epoch, &claim.owner, &table];
+    let row = client.query_opt(&statements.position, &values).await?;
     Ok(row.map(|row| Position {
         cursor_key: row.get(0),
         totals: Totals {
@@ -230,48 +272,27 @@ const LEASE_LOST: SqlState = SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE;
 /// that a COMMIT that was sent behind it commits nothing.
 pub async fn advance(
     client: &impl GenericClient,
-    state: &State,
+    statements: &Statements,
     claim: &Claim,
     advance: &Advance<'_>,
 ) -> Result<bool, StateError> {
-    let moved = client
-        .query_typed(
-            &state.sql(
-                "WITH moved AS (
-                     UPDATE {s}.slice
-                     SET cursor_key = $4, batches = batches + 1, rows_scanned = rows_scanned + $5,
-                         rows_changed = rows_changed + $6, rows_quarantined = rows_quarantined + $7,
-                         rows_per_second = $8, active_seconds = active_seconds + $9,
-                         checkpoint_at = clock_timestamp(),
-                         finished_at = CASE WHEN $10 THEN clock_timestamp() END,
-                         owner = CASE WHEN $10 THEN NULL ELSE owner END,
-                         lease_until = CASE WHEN NOT $10
-                                            THEN clock_timestamp() + make_interval(secs => $11) END
-                     WHERE job = $1 AND number = $2 AND epoch = $3 AND owner = $12 AND batches = $13
-                       AND to_regclass($14) = (SELECT table_oid FROM {s}.job WHERE name = $1)
-                     RETURNING job
-                 )
-                 SELECT {s}.require_lease((SELECT count(*) FROM moved))",
-            ),
-            &[
-                (&claim.job, Type::TEXT),
-                (&claim.number, Type::INT4),
-                (&claim.epoch, Type::INT8),
-                (&advance.cursor_key, Type::TEXT_ARRAY),
-                (&advance.rows_scanned, Type::INT8),
-                (&advance.rows_changed, Type::INT8),
-                (&advance.rows_quarantined, Type::INT8),
-                (&advance.rows_per_second, Type::FLOAT8),
-                (&advance.active.as_secs_f64(), Type::FLOAT8),
-                (&advance.finished, Type::BOOL),
-                (&advance.lease.as_secs_f64(), Type::FLOAT8),
-                (&claim.owner, Type::TEXT),
-                (&advance.batches_before, Type::INT8),
-                (&advance.table, Type::TEXT),
-            ],
-        )
-        .await;
-    match moved {
+    let values: [&(dyn ToSql + Sync); 14] = [
+        &claim.job,
+        &claim.number,
+        &claim.epoch,
+        &advance.cursor_key,
+        &advance.rows_scanned,
+        &advance.rows_changed,
+        &advance.rows_quarantined,
+        &advance.rows_per_second,
+        &advance.active.as_secs_f64(),
+        &advance.finished,
+        &advance.lease.as_secs_f64(),
+        &claim.owner,
+        &advance.batches_before,
+        &advance.table,
+    ];
+    match client.query(&statements.advance, &values).await {
         Ok(_) => Ok(true),
         Err(error) if error.code() == Some(&LEASE_LOST) => Ok(false),
         Err(error) => Err(error.into()),

@@ -14,6 +14,8 @@ use super::window::{self, ENOUGH_SAMPLES};
 /// A rest is over with so many samples. The p99 of half as many strays by a quarter, and with "auto" that is
 /// half of the room there is.
 pub const SAMPLES: u64 = 4 * ENOUGH_SAMPLES;
+/// A rest that was cut short, since its probe is slow, is one from so many on.
+pub const FEWEST_SAMPLES: u64 = ENOUGH_SAMPLES / 2;
 /// The baseline is that of the last rests together.
 pub const RESTS: usize = 6;
 /// A rest with a p99 of so many times the median one fell on a checkpoint or the like, and is left out.
@@ -57,6 +59,7 @@ impl Rest {
 pub struct Baseline {
     rests: VecDeque<(Duration, Rest)>,
     p99: Option<Duration>,
+    p95: Duration,
 }
 
 impl Baseline {
@@ -75,6 +78,13 @@ impl Baseline {
             together.add(&rest.0).expect("the histogram grows to what it is given");
         }
         self.p99 = window::p99(&together);
+        self.p95 = window::p95(&together);
+    }
+
+    /// The p95 when quiet; zero before the first rest.
+    #[must_use]
+    pub fn p95(&self) -> Duration {
+        self.p95
     }
 
     /// How many rests it is made of.

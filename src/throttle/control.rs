@@ -12,7 +12,7 @@ use super::baseline;
 use super::board::Board;
 use super::job::{Entry, JobThrottle, Terms, Told};
 use super::judge::{self, Bench, QUERY_LATENCY};
-use super::law::{Bounds, Decision, Figures, Law, Observation, Says, Zone};
+use super::law::{Bounds, Decision, Figures, Law, Load, Observation, Says, Zone};
 use super::rule::{Limit, Max, Rule};
 
 /// What is still to be seen of a batch once it has ended: WAL being flushed, pages being written.
@@ -48,9 +48,9 @@ pub struct Setup {
 pub struct Control {
     setup: Setup,
     jobs: BTreeMap<String, Entry>,
-    /// The laws of jobs that nobody walks at this moment, and since when. A worker that hands its slice
-    /// back and takes it again a moment later goes on at its rate.
-    left: BTreeMap<String, (Instant, Law)>,
+    /// Jobs that nobody walks at this moment, since when, and what is remembered of them. A worker that hands
+    /// its slice back and takes it again a moment later goes on at its rate.
+    left: BTreeMap<String, (Instant, (Law, Option<Told>))>,
     /// Since when the walk rests for the baseline to be measured.
     resting_since: Option<Instant>,
     /// When the last rest ended, with or without its samples.
@@ -138,11 +138,14 @@ impl Control {
             entry.holders += 1;
             return entry.handle();
         }
-        let bounds = self.bounds(&terms, self.jobs.len() + 1);
+        let bounds = self.bounds(&terms, 1 + self.walked_beside(job));
         let long_pause = self.setup.figures.long_pause;
         self.left.retain(|_, (since, _)| now.saturating_duration_since(*since) < long_pause);
-        let law = self.left.remove(job).map(|(_, law)| law);
-        let entry = Entry::new(terms, law.unwrap_or_else(|| Law::new(self.setup.figures, &bounds)));
+        let (law, told) = self
+            .left
+            .remove(job)
+            .map_or_else(|| (Law::new(self.setup.figures, &bounds), None), |(_, memory)| memory);
+        let entry = Entry::new(terms, law, told);
         let handle = entry.handle();
         self.jobs.insert(job.to_owned(), entry);
         // Whatever is in the way is in the way of the first batch too.
@@ -152,15 +155,34 @@ impl Control {
         handle
     }
 
-    /// A worker of the job has ended.
+    /// A worker of the job has ended. A job that is barred is decided for all the same, until it is not barred
+    /// any more or forgotten.
     pub fn leave(&mut self, job: &str, now: Instant) {
         let Some(entry) = self.jobs.get_mut(job) else { return };
-        entry.holders -= 1;
-        if entry.holders == 0
+        entry.holders = entry.holders.saturating_sub(1);
+        if entry.holders == 0 && !entry.is_barred() {
+            self.forget(job, now);
+        }
+    }
+
+    /// The job is not waited for any more, if no worker is at it.
+    pub fn forget(&mut self, job: &str, now: Instant) {
+        if self.jobs.get(job).is_some_and(|entry| entry.holders == 0)
             && let Some(entry) = self.jobs.remove(job)
         {
-            self.left.insert(job.to_owned(), (now, entry.law));
+            self.left.insert(job.to_owned(), (now, entry.into_memory()));
         }
+    }
+
+    /// Whether the job is known to be barred: outside its schedule, or limited by a signal that is not read.
+    #[must_use]
+    pub fn is_barred(&self, job: &str) -> bool {
+        self.jobs.get(job).is_some_and(Entry::is_barred)
+    }
+
+    /// How many other jobs are walked, and do not stand still.
+    fn walked_beside(&self, job: &str) -> usize {
+        self.jobs.iter().filter(|(name, entry)| *name != job && entry.is_walked()).count()
     }
 
     /// Decides for every job. `now` orders the readings, `wall` is for schedules.
@@ -195,19 +217,21 @@ impl Control {
 
     /// The decision for one job. In a rest nothing runs, whatever the law says.
     fn decide(&mut self, job: &str, board: &mut Board, now: Instant, wall: Timestamp) -> Decision {
-        let running = self.jobs.len();
         let entry = &self.jobs[job];
-        let bounds = self.bounds(&entry.terms, running);
+        let bounds = self.bounds(&entry.terms, 1 + self.walked_beside(job));
         let bench = Bench { now, stale_after: self.setup.stale_after, table: entry.terms.table };
         let mut observations = judge::observe(board, &self.setup.rules, bench);
         observations.extend(judge::observe(board, &entry.terms.rules, bench));
-        observations.extend(entry.terms.closed(now, wall));
+        let closed = entry.terms.closed(now, wall);
+        let is_unread = |rule: &Rule| board.slot(&rule.signal).is_none();
+        entry.bar(closed.is_some() || entry.terms.rules.iter().any(is_unread));
+        observations.extend(closed);
         let entry = self.jobs.get_mut(job).expect("the caller knows the job");
         entry.disturbed = observations.iter().any(is_disturbance);
         let resting = self.resting_since.is_some();
         if resting {
             // Whatever load there is, it is not ours.
-            observations.retain(|seen| !matches!(seen.says, Says::Load { critical: false, .. }));
+            observations.retain(|seen| !matches!(seen.says, Says::Load(Load { critical: false, .. })));
         }
         let real = if resting { 0.0 } else { entry.real_rows_per_second() };
         let decision = entry.law.tick(now, real, &bounds, &observations);
@@ -219,12 +243,13 @@ impl Control {
             zone: Zone::Paused,
             rows_per_second: 0.0,
             signal: Some(QUERY_LATENCY.to_owned()),
-            reason: resting_reason(board),
+            reason: resting_reason(board, self.resting_since.unwrap_or(now)),
             forget: false,
         }
     }
 
-    /// The rates that a job may have: the least of all caps, the daemon's shared evenly.
+    /// The rates that a job may have: the least of all caps, the daemon's shared evenly by the jobs that are
+    /// walked.
     fn bounds(&self, terms: &Terms, jobs: usize) -> Bounds {
         let share = self.setup.max_rows_per_second / jobs as f64;
         let own = |rate: Option<f64>| rate.unwrap_or(f64::INFINITY);
@@ -256,10 +281,11 @@ impl Control {
 
     /// Begins and ends rests, and tells the latency's records whether all is quiet.
     fn rest(&mut self, board: &mut Board, now: Instant) {
-        let wanted = self.needs_baseline() && !self.jobs.is_empty();
+        let nobody_walks = self.jobs.values().all(|job| job.holders == 0);
+        let wanted = self.needs_baseline() && !nobody_walks;
         match self.resting_since {
             Some(since) if !wanted || self.rest_is_over(since, board, now) => {
-                board.latency.give_up();
+                board.latency.end_rest(now);
                 self.resting_since = None;
                 self.rested_at = Some(now);
                 // What is in the windows now is what it is like when nothing of ours runs.
@@ -274,7 +300,7 @@ impl Control {
         // A pause that the signals asked for is no rest: what made them ask would be learned as normal.
         let disturbed = self.jobs.values().any(|job| job.disturbed);
         let resting = self.resting_since.is_some() && !disturbed;
-        board.latency.set_quiet(settled && (self.jobs.is_empty() || resting));
+        board.latency.set_quiet(settled && (nobody_walks || resting));
     }
 
     /// Due when a baseline is missing, or old while something is walked.
@@ -282,7 +308,7 @@ impl Control {
         if !board.latency.all_have_baselines() {
             return true;
         }
-        let walked: f64 = self.jobs.values().map(|job| job.decided).sum();
+        let walked: f64 = self.jobs.values().filter(|job| job.is_walked()).map(|job| job.decided).sum();
         let every = self.setup.baseline_every;
         let rests = u32::try_from(board.latency.rests()).unwrap_or(u32::MAX);
         let wanted_rests = u32::try_from(baseline::RESTS).expect("small");
@@ -304,25 +330,30 @@ impl Control {
     fn rest_is_over(&self, since: Instant, board: &Board, now: Instant) -> bool {
         let should_take =
             SETTLING + self.setup.probe_interval * u32::try_from(baseline::SAMPLES).expect("small");
-        let too_long = now.saturating_duration_since(since) > should_take * LONGEST_REST;
-        board.latency.all_rested_since(since) || too_long
+        let takes = now.saturating_duration_since(since);
+        match board.latency.rest_progress(since) {
+            None => true,
+            // What is slow need not keep everything waiting for as many samples as the others have.
+            Some((_, samples)) if samples >= baseline::FEWEST_SAMPLES => takes > should_take,
+            Some(_) => takes > should_take * LONGEST_REST,
+        }
     }
 }
 
 /// Whether a reading says that something is wrong at this moment, which must not be learned as normal.
 fn is_disturbance(seen: &Observation) -> bool {
     match seen.says {
-        Says::Load { critical, .. } => critical,
+        Says::Load(load) => load.critical,
         Says::Lag { lag, max, .. } => lag > max,
         Says::Stop | Says::Silence => false,
     }
 }
 
 /// For somebody who looks at a job that stands still.
-fn resting_reason(board: &Board) -> String {
+fn resting_reason(board: &Board, since: Instant) -> String {
     let error = board.slot(QUERY_LATENCY).and_then(|slot| slot.error.as_ref());
     let error = error.map_or(String::new(), |error| format!("; {error}"));
-    let progress = board.latency.rest_progress().map_or(String::new(), |(probe, samples)| {
+    let progress = board.latency.rest_progress(since).map_or(String::new(), |(probe, samples)| {
         format!(", {samples} of {} samples of {probe}", baseline::SAMPLES)
     });
     format!("{QUERY_LATENCY}: resting to measure the quiet latency{progress}{error}")

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -55,6 +55,7 @@ impl Terms {
 struct Meter {
     rows: AtomicU64,
     batches_in_flight: AtomicU32,
+    barred: AtomicBool,
 }
 
 /// One job as the throttle has it.
@@ -66,7 +67,7 @@ pub(super) struct Entry {
     pub(super) decided: f64,
     /// A signal says that something is wrong, whether or not the job is walked.
     pub(super) disturbed: bool,
-    /// How many workers have a handle.
+    /// How many workers have a handle. None of a job that waits until it is not barred any more.
     pub(super) holders: usize,
     rate: watch::Sender<f64>,
     pacer: Arc<Pacer>,
@@ -93,7 +94,8 @@ pub struct Told {
 }
 
 impl Entry {
-    pub(super) fn new(terms: Terms, law: Law) -> Self {
+    /// `told`: what was told of the job before.
+    pub(super) fn new(terms: Terms, law: Law, told: Option<Told>) -> Self {
         Self {
             terms,
             decided: law.rows_per_second(),
@@ -105,9 +107,29 @@ impl Entry {
             meter: Arc::default(),
             rows_before: 0,
             walked: VecDeque::new(),
-            told: None,
+            told,
             waiting: None,
         }
+    }
+
+    /// The law and what was told, for when the job is walked again.
+    pub(super) fn into_memory(self) -> (Law, Option<Told>) {
+        (self.law, self.told)
+    }
+
+    /// The job may not be walked for reasons of its own, and perhaps not for hours: it is no use to hold a
+    /// slice of it.
+    pub(super) fn is_barred(&self) -> bool {
+        self.meter.barred.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn bar(&self, barred: bool) {
+        self.meter.barred.store(barred, Ordering::Relaxed);
+    }
+
+    /// It takes part in what is walked at this moment.
+    pub(super) fn is_walked(&self) -> bool {
+        self.holders > 0 && self.decided > 0.0
     }
 
     pub(super) fn handle(&self) -> JobThrottle {
@@ -202,6 +224,13 @@ impl JobThrottle {
         *self.rate.borrow()
     }
 
+    /// Whether the job may not be walked for reasons of its own: it is outside its schedule, or limits a signal
+    /// that this daemon does not read. What holds back every job is none of these.
+    #[must_use]
+    pub fn is_barred(&self) -> bool {
+        self.meter.barred.load(Ordering::Relaxed)
+    }
+
     /// Waits until `rows` may go. May be dropped while it waits.
     pub async fn admit(&mut self, rows: u64) {
         self.pacer.admit(rows, &mut self.rate).await;
@@ -241,7 +270,7 @@ mod tests {
 
     fn entry() -> Entry {
         let bounds = Bounds { start: 1000.0, min: 1.0, max: f64::INFINITY, max_reason: String::new() };
-        Entry::new(Terms::default(), Law::new(Figures::default(), &bounds))
+        Entry::new(Terms::default(), Law::new(Figures::default(), &bounds), None)
     }
 
     /// The zone that is told when the law says `zone`, and the one told before.

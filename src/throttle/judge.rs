@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::board::{Board, Slot};
 use super::latency::Measured;
-use super::law::{Observation, Says};
+use super::law::{Load, Observation, Says};
 use super::reading::{Figure, Reading, number, seconds};
 use super::rule::{LagLimit, Limit, Max, Rule};
 use super::staleness::{self, Age};
@@ -13,9 +13,17 @@ use super::window::ENOUGH_SAMPLES;
 /// The signal whose readings are p99s.
 pub const QUERY_LATENCY: &str = "query_latency";
 
+/// The signal that has a reading for each table that is walked.
+pub const AUTOVACUUM: &str = "autovacuum";
+
 /// What "auto" allows above the baseline at least. A statement that is answered from memory takes a fraction
 /// of a millisecond, and one turn of the processor that it has to wait for is several times that.
 const LEAST_SLACK: Duration = Duration::from_millis(1);
+
+/// How many times the room of the p99 the p95 has, in proportion to what each is when quiet. A p99 of a few
+/// hundred samples is known to a quarter at best, a p95 to a twelfth: it shows where the p99 is going before
+/// that can be told from chance, and it is no limit itself.
+const USUAL_ROOM: f64 = 1.5;
 
 /// Whom the readings are judged for, and when.
 #[derive(Debug, Clone, Copy)]
@@ -110,6 +118,10 @@ impl Ruling<'_> {
         if let Some(complaint) = self.complaint(slot) {
             return vec![self.silence("", complaint)];
         }
+        let is_of = |reading: &Reading| reading.table == self.bench.table;
+        if self.signal() == AUTOVACUUM && self.bench.table.is_some() && !slot.readings.iter().any(is_of) {
+            return vec![self.silence("", format!("{AUTOVACUUM}: the table is not looked at yet"))];
+        }
         let judged = |reading: &Reading| match &reading.figure {
             Figure::Unknown(why) => {
                 self.silence(&reading.subject, format!("{} unknown: {why}", self.signal()))
@@ -156,15 +168,35 @@ impl Ruling<'_> {
             return self.silence(subject, format!("{signal} ({subject}) not read for {age}{because}"));
         }
         // With "auto" what is rationed is the part above the baseline: what is below is not ours.
-        let utilisation = ((value - floor) / (limit - floor)).max(0.0);
-        let mut seen = self.load(Held { reading, value, max: limit, critical, utilisation, note });
-        if let Says::Load { at_least, .. } = &mut seen.says {
-            *at_least = ((measured.at_least_seconds - floor) / (limit - floor)).max(0.0);
-        }
+        let used = |seconds: f64| ((seconds - floor) / (limit - floor)).max(0.0);
+        let (likely, at_least) = (used(measured.likely_seconds), used(measured.at_least_seconds));
+        let critical = critical.filter(|critical| measured.at_least_seconds >= *critical);
+        let utilisation = used(value);
+        let usual_limit = if floor > 0.0 { measured.baseline_p95_seconds * limit / floor } else { limit };
+        let usual_floor = if floor > 0.0 { measured.baseline_p95_seconds } else { 0.0 };
+        let usual_room = USUAL_ROOM * (usual_limit - usual_floor);
+        let usual = ((measured.p95_seconds - usual_floor) / usual_room).max(0.0);
+        let held = Held { reading, value, max: limit, critical, utilisation, note };
+        let mut seen = self.load(held);
+        let critical = critical.is_some();
+        seen.says = Says::Load(Load { utilisation, likely, at_least, usual, critical });
         seen.fresh = measured.is_complete();
-        if !seen.fresh && utilisation < 1.0 {
-            seen.reason =
-                format!("{signal}: {} of {ENOUGH_SAMPLES} samples so far ({subject})", measured.samples);
+        let samples = measured.samples;
+        if usual > likely {
+            let (p95, most) = (seconds(measured.p95_seconds), seconds(usual_floor + usual_room));
+            let quiet = if usual_floor > 0.0 {
+                format!(", {} when quiet", seconds(usual_floor))
+            } else {
+                String::new()
+            };
+            seen.reason = format!("{signal} p95 {p95} of at most {most} ({subject}{quiet})");
+        }
+        if !seen.fresh && measured.full {
+            seen.reason = format!(
+                "{signal}: only {samples} samples in the window ({subject}): the probe is slow, or throttle.window is too short"
+            );
+        } else if !seen.fresh && at_least < 1.0 {
+            seen.reason = format!("{signal}: {samples} of {ENOUGH_SAMPLES} samples so far ({subject})");
         }
         seen
     }
@@ -185,7 +217,13 @@ impl Ruling<'_> {
         Observation {
             signal: self.signal().to_owned(),
             subject: reading.subject.clone(),
-            says: Says::Load { utilisation, at_least: utilisation, critical: critical.is_some() },
+            says: Says::Load(Load {
+                utilisation,
+                likely: utilisation,
+                at_least: utilisation,
+                usual: utilisation,
+                critical: critical.is_some(),
+            }),
             fresh: true,
             at: reading.at,
             figure: Some(reading.figure.clone()),

@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::baseline::{self, Baseline, Rest};
 use super::reading::{Figure, Reading};
-use super::window::{ENOUGH_SAMPLES, Window};
+use super::window::{ENOUGH_SAMPLES, Quantile, Window};
+
+/// Fewer samples than these in a whole window say nothing.
+const FEWEST_SAMPLES: u64 = 20;
 
 /// The records of all probes.
 #[derive(Debug)]
@@ -13,6 +16,9 @@ pub struct Latency {
     window: Duration,
     interval: Duration,
     probes: BTreeMap<String, Probe>,
+    /// What was known of probes that are not sent any more, by name and table: a job that is handed back and
+    /// taken again a moment later need not measure the quiet latency anew.
+    kept: BTreeMap<(String, Option<u32>), Kept>,
     /// Whether nothing of ours runs, so that what is measured now belongs to the baseline.
     quiet: bool,
     /// What was measured since it was last asked for, for the histogram of the metrics.
@@ -35,6 +41,13 @@ struct Probe {
     in_flight: Option<Instant>,
 }
 
+/// The quiet baseline of a probe that is not sent at this moment.
+#[derive(Debug)]
+struct Kept {
+    baseline: Baseline,
+    rested_at: Instant,
+}
+
 /// What one probe says.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measured {
@@ -42,19 +55,37 @@ pub struct Measured {
     pub reading: Reading,
     /// What that p99 surely is at least, in seconds, however few the samples.
     pub at_least_seconds: f64,
+    /// What that p99 is likely to be at least, in seconds.
+    pub likely_seconds: f64,
+    /// The p95, in seconds.
+    pub p95_seconds: f64,
     /// Over how many samples.
     pub samples: u64,
+    /// There will be no more at this pace.
+    pub full: bool,
     /// The p99 when quiet, in seconds, once it is known.
     pub baseline_seconds: Option<f64>,
+    /// The p95 when quiet, in seconds; zero as long as that is not known.
+    pub baseline_p95_seconds: f64,
     /// A rest has come to its end without measuring that.
     pub given_up: bool,
 }
 
 impl Measured {
-    /// Whether the p99 is one, and not just the largest of a few samples.
+    /// Whether there are as many samples as there should be, or as there can be: those of a statement that
+    /// takes longer than the interval are few, and what they say is all there is.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.samples >= ENOUGH_SAMPLES
+        self.samples >= ENOUGH_SAMPLES || (self.full && self.samples >= FEWEST_SAMPLES)
+    }
+}
+
+impl Probe {
+    /// Takes the rest under way into the baseline.
+    fn take_rest(&mut self, now: Instant) {
+        self.baseline.add(std::mem::take(&mut self.rest));
+        self.rested_at = Some(now);
+        self.given_up = false;
     }
 }
 
@@ -62,22 +93,35 @@ impl Latency {
     /// No probe yet. A probe is sent every `interval`.
     #[must_use]
     pub fn new(window: Duration, interval: Duration) -> Self {
-        Self { window, interval, probes: BTreeMap::new(), quiet: false, samples: Vec::new() }
+        Self {
+            window,
+            interval,
+            probes: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            quiet: false,
+            samples: Vec::new(),
+        }
     }
 
     /// A probe will be sent from now on; `table` is the table that it reads, if one.
     pub fn expect(&mut self, probe: &str, table: Option<u32>) {
-        let length = self.window;
-        self.probes.entry(probe.to_owned()).or_insert_with(|| Probe {
+        if self.probes.contains_key(probe) {
+            return;
+        }
+        let kept = self.kept.remove(&(probe.to_owned(), table));
+        let (baseline, rested_at) =
+            kept.map_or_else(Default::default, |kept| (kept.baseline, Some(kept.rested_at)));
+        let known = Probe {
             table,
-            window: Window::new(length),
+            window: Window::new(self.window),
             rest: Rest::default(),
-            baseline: Baseline::default(),
-            rested_at: None,
+            baseline,
+            rested_at,
             given_up: false,
             last_at: None,
             in_flight: None,
-        });
+        };
+        self.probes.insert(probe.to_owned(), known);
     }
 
     /// A probe is about to be sent.
@@ -101,24 +145,26 @@ impl Latency {
         }
         probe.rest.record(latency);
         if probe.rest.samples() >= baseline::SAMPLES {
-            probe.baseline.add(std::mem::take(&mut probe.rest));
-            probe.rested_at = Some(now);
-            probe.given_up = false;
+            probe.take_rest(now);
         }
     }
 
-    /// The rest is over, and some probes have not had enough samples: it is not waited for them any more.
-    pub fn give_up(&mut self) {
-        for probe in self.probes.values_mut().filter(|probe| probe.baseline.p99().is_none()) {
-            probe.given_up = true;
+    /// The rest is over, and it is not waited for more samples. A slow probe has had fewer of them.
+    pub fn end_rest(&mut self, now: Instant) {
+        for probe in self.probes.values_mut() {
+            if probe.rest.samples() >= baseline::FEWEST_SAMPLES {
+                probe.take_rest(now);
+            }
+            probe.given_up = probe.baseline.p99().is_none();
         }
     }
 
-    /// The probe that has the fewest samples of the rest under way, and how many.
+    /// The probe that is furthest from the end of the rest that began at `since`, and how many samples it has
+    /// of that. None when all have come to it.
     #[must_use]
-    pub fn rest_progress(&self) -> Option<(&str, u64)> {
-        let waiting = self.probes.iter().map(|(name, probe)| (name.as_str(), probe.rest.samples()));
-        waiting.min_by_key(|(_, samples)| *samples)
+    pub fn rest_progress(&self, since: Instant) -> Option<(&str, u64)> {
+        let waiting = self.probes.iter().filter(|(_, probe)| probe.rested_at.is_none_or(|at| at < since));
+        waiting.map(|(name, probe)| (name.as_str(), probe.rest.samples())).min_by_key(|(_, samples)| *samples)
     }
 
     /// What was measured since the last call.
@@ -133,9 +179,21 @@ impl Latency {
         }
     }
 
-    /// Keeps only the probes that are still sent.
-    pub fn retain(&mut self, is_sent: impl Fn(&str) -> bool) {
-        self.probes.retain(|name, _| is_sent(name));
+    /// Keeps only the probes that are still sent, by name and table. The baselines of the others are kept
+    /// for when they are sent again, but not for longer than `keep`.
+    pub fn retain(&mut self, now: Instant, keep: Duration, is_sent: impl Fn(&str, Option<u32>) -> bool) {
+        let is_young = |rested_at: Instant| now.saturating_duration_since(rested_at) < keep;
+        self.kept.retain(|_, kept| is_young(kept.rested_at));
+        let gone = |(name, probe): (&String, &Probe)| {
+            (!is_sent(name, probe.table)).then(|| (name.clone(), probe.table))
+        };
+        let gone: Vec<_> = self.probes.iter().filter_map(gone).collect();
+        for key in gone {
+            let Some(probe) = self.probes.remove(&key.0) else { continue };
+            if let Some(rested_at) = probe.rested_at.filter(|at| is_young(*at)) {
+                self.kept.insert(key, Kept { baseline: probe.baseline, rested_at });
+            }
+        }
     }
 
     /// From now on nothing of ours runs, or something does. A rest that was broken off is forgotten.
@@ -156,12 +214,6 @@ impl Latency {
     #[must_use]
     pub fn all_have_baselines(&self) -> bool {
         self.probes.values().all(|probe| probe.given_up || probe.baseline.p99().is_some())
-    }
-
-    /// Whether each probe has ended a rest since `since`.
-    #[must_use]
-    pub fn all_rested_since(&self, since: Instant) -> bool {
-        self.probes.values().all(|probe| probe.rested_at.is_some_and(|at| at >= since))
     }
 
     /// Whether each probe has a baseline that is younger than `age`.
@@ -191,15 +243,19 @@ impl Latency {
                 Some(p99) => Figure::Seconds(p99.as_secs_f64()),
                 None => Figure::Unknown("no sample yet".to_owned()),
             };
+            let seconds = |of: fn(&Quantile) -> Duration| {
+                waits.or(found.as_ref().map(of)).unwrap_or_default().as_secs_f64()
+            };
             let at = if waits.is_some() { now } else { probe.last_at.unwrap_or(now) };
             Measured {
                 reading: Reading { subject: name.clone(), figure, at, table: probe.table },
-                at_least_seconds: waits
-                    .or(found.map(|found| found.at_least))
-                    .unwrap_or_default()
-                    .as_secs_f64(),
+                at_least_seconds: seconds(|found| found.at_least),
+                likely_seconds: seconds(|found| found.likely),
+                p95_seconds: seconds(|found| found.p95),
                 samples: found.map_or(0, |found| found.samples),
+                full: found.is_some_and(|found| found.full),
                 baseline_seconds: probe.baseline.p99().map(|p99| p99.as_secs_f64()),
+                baseline_p95_seconds: probe.baseline.p95().as_secs_f64(),
                 given_up: probe.given_up,
             }
         };

@@ -24,7 +24,7 @@ use std::time::Instant;
 
 pub use figures::Figures;
 use lag::{Lag, Lags};
-pub use observation::{Observation, Says, Zone};
+pub use observation::{Load, Observation, Says, Zone};
 
 /// Between which rates the law moves, in rows a second.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,8 +66,8 @@ struct Pause {
     since: Instant,
     /// A load was critical: it must come below its limit first.
     by_load: bool,
-    /// Replicas were too far behind: they must come back to the target first.
-    by_lag: bool,
+    /// When replicas were last too far behind: they must come back to the target first.
+    lagged_at: Option<Instant>,
     /// Signal and subject of each load and each lag that asked for it. Only these prolong it: what never
     /// asked for a pause must not keep one that another asked for.
     by: BTreeSet<(String, String)>,
@@ -153,11 +153,10 @@ impl Law {
         self.resume(now, bounds);
         self.has_begun = true;
 
-        // By too few samples a load counts as what it is at least.
-        let load = worst_load(observations, |seen, u, at_least| if seen.fresh { u } else { at_least });
-        let surest = worst_load(observations, |_, _, at_least| at_least);
+        let load = worst_load(observations, Load::worst);
+        let surest = worst_load(observations, |load| load.at_least);
         let silent = observations.iter().find(|seen| !seen.fresh);
-        self.settle(load);
+        self.settle(observations);
         let before = self.rate;
         let by_load = self.heed_load(surest, load, used);
         let by_silence = silent.map(|seen| (Zone::Hold, seen));
@@ -166,7 +165,7 @@ impl Law {
         let demands = by_load.into_iter().chain(by_lags).chain(by_silence);
         let worst = demands.reduce(|worst, other| if other.0 > worst.0 { other } else { worst });
         if worst.is_none() {
-            self.grow(real_rows_per_second);
+            self.grow(real_rows_per_second, load.map_or(0.0, |(u, _)| u));
         }
         let (zone, cause) = worst.map_or((Zone::Open, None), |(zone, seen)| (zone, Some(seen)));
         self.rate = bounds.clamp(self.rate);
@@ -194,7 +193,7 @@ impl Law {
     fn pause(&mut self, now: Instant, observations: &[Observation]) -> Option<Decision> {
         let demands = |seen: &&Observation| match seen.says {
             Says::Stop => true,
-            Says::Load { critical, .. } => critical,
+            Says::Load(load) => load.critical,
             Says::Lag { lag, max, .. } => lag > max,
             Says::Silence => false,
         };
@@ -204,22 +203,27 @@ impl Law {
         // One that cannot be read any more may not tell its subject either.
         let signal_has_asked =
             |seen: &Observation| by.is_some_and(|by| by.iter().any(|(signal, _)| *signal == seen.signal));
+        let lagged_at = self.pause.as_ref().and_then(|pause| pause.lagged_at);
+        let lagged_long_ago =
+            lagged_at.is_some_and(|at| now.saturating_duration_since(at) >= self.figures.long_pause);
         // Hysteresis: a pause ends later than it would begin.
         let prolongs = |seen: &&Observation| match seen.says {
-            Says::Load { utilisation, .. } => {
-                (utilisation >= self.figures.cut_at || !seen.fresh) && has_asked(seen)
-            }
+            Says::Load(load) => (load.likely >= self.figures.cut_at || !seen.fresh) && has_asked(seen),
             Says::Silence => signal_has_asked(seen),
-            Says::Lag { lag, target, .. } => lag > target && has_asked(seen),
+            // One that nothing of ours has held back for so long is no nearer to its target without us: it
+            // is never there, and would keep the pause for ever.
+            Says::Lag { lag, target, .. } => lag > target && has_asked(seen) && !lagged_long_ago,
             Says::Stop => false,
         };
         let cause = observations.iter().find(demands).or_else(|| observations.iter().find(prolongs))?;
-        let begun = Pause { since: now, by_load: false, by_lag: false, by: BTreeSet::new() };
+        let begun = Pause { since: now, by_load: false, lagged_at: None, by: BTreeSet::new() };
         let pause = self.pause.get_or_insert(begun);
         for seen in observations.iter().filter(demands) {
-            let (load, lag) = (matches!(seen.says, Says::Load { .. }), matches!(seen.says, Says::Lag { .. }));
+            let (load, lag) = (matches!(seen.says, Says::Load(_)), matches!(seen.says, Says::Lag { .. }));
             pause.by_load |= load;
-            pause.by_lag |= lag;
+            if lag {
+                pause.lagged_at = Some(now);
+            }
             if load || lag {
                 pause.by.insert(asked(seen));
             }
@@ -238,7 +242,7 @@ impl Law {
         let Some(pause) = self.pause.take() else { return };
         let part = self.rate * self.figures.resume_factor;
         let long = now.saturating_duration_since(pause.since) >= self.figures.long_pause;
-        if pause.by_lag {
+        if pause.lagged_at.is_some() {
             lower(&mut self.bad_lag, self.rate);
         }
         if pause.by_load {
@@ -289,7 +293,8 @@ impl Law {
     /// Leaves `factor` of the rate. The rate that is not used is no rate: what is really walked is what
     /// weighs on the server, so that is what is lowered.
     fn lower_for_load(&mut self, used: f64, factor: f64) {
-        if !self.falling {
+        // Each cut has found its rate to be too much. An easing may yet be of what the one before has left.
+        if !self.falling || factor <= self.figures.cut_factor {
             let least = self.bad_load.map_or(0.0, |bad| bad * self.figures.bad_rate_memory);
             lower(&mut self.bad_load, used.max(least));
         }
@@ -314,9 +319,9 @@ impl Law {
         }
     }
 
-    /// Follows the mean of the worst utilisation.
-    fn settle(&mut self, load: Option<(f64, &Observation)>) {
-        match load {
+    /// Follows the mean of the worst usual utilisation.
+    fn settle(&mut self, observations: &[Observation]) {
+        match worst_load(observations, |load| load.usual) {
             // So far beyond the limit, further makes no difference.
             Some((u, seen)) if seen.fresh => {
                 self.settled += (u.min(2.0) - self.settled) / f64::from(self.figures.settle_ticks.max(1));
@@ -326,7 +331,8 @@ impl Law {
         }
     }
 
-    fn grow(&mut self, real_rows_per_second: f64) {
+    /// `u`: the worst utilisation, below that which holds the rate.
+    fn grow(&mut self, real_rows_per_second: f64, u: f64) {
         let figures = self.figures;
         if self.since_setback < figures.growth_cooldown_ticks
             || self.since_growth < figures.cooldown_ticks
@@ -334,9 +340,11 @@ impl Law {
         {
             return;
         }
-        // Up to near the rate that was too much in large steps, from there on in small ones.
+        // In large steps where there is much room, and only up to near the rate that was too much; from there
+        // on in small ones.
         let rate = self.rate;
-        let mut allowed = rate * figures.start_growth;
+        let room = (1.0 - u / figures.hold_at).clamp(0.0, 1.0);
+        let mut allowed = rate * (1.0 + (figures.start_growth - 1.0) * room);
         if let Some(bad) = self.bad_load {
             let near = bad * figures.near_share;
             self.calm_steps =
@@ -372,17 +380,11 @@ fn lower(bad: &mut Option<f64>, rate: f64) {
     *bad = Some(bad.map_or(rate, |bad| bad.min(rate)));
 }
 
-/// The worst of the loads that are known, as `of` takes them by observation, utilisation, and what that is
-/// at least.
-fn worst_load(
-    observations: &[Observation],
-    of: impl Fn(&Observation, f64, f64) -> f64,
-) -> Option<(f64, &Observation)> {
-    observations
-        .iter()
-        .filter_map(|seen| match seen.says {
-            Says::Load { utilisation, at_least, .. } => Some((of(seen, utilisation, at_least), seen)),
-            _ => None,
-        })
-        .max_by(|one, other| one.0.total_cmp(&other.0))
+/// The worst of the loads that are known, by what `of` takes of each.
+fn worst_load(observations: &[Observation], of: impl Fn(&Load) -> f64) -> Option<(f64, &Observation)> {
+    let loads = observations.iter().filter_map(|seen| match &seen.says {
+        Says::Load(load) => Some((of(load), seen)),
+        _ => None,
+    });
+    loads.max_by(|one, other| one.0.total_cmp(&other.0))
 }

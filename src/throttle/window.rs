@@ -19,6 +19,8 @@ const NEWEST: usize = 3;
 /// sure to be higher. With one sample more it is wrong about once in a thousand times; that is asked for each
 /// second, for each probe.
 const SURE: f64 = 2.5;
+/// And before it is likely to be: with one sample more it is wrong about once in twenty times.
+const LIKELY: f64 = 1.0;
 
 /// A rolling window over latencies: ten histograms, each over a tenth of it.
 #[derive(Debug)]
@@ -42,8 +44,15 @@ pub struct Quantile {
     /// What the p99 surely is at least, in the whole window or the newest part of it: 200 samples have two
     /// above it in the mean, and one time in twenty five or more.
     pub at_least: Duration,
+    /// What the p99 is likely to be at least, in the same way.
+    pub likely: Duration,
+    /// 95 of 100 samples are not above it. It says less of the worst and far more surely so: five times as many
+    /// samples are above it.
+    pub p95: Duration,
     /// Of so many.
     pub samples: u64,
+    /// The window has been filled from end to end: it will not have more samples at this pace.
+    pub full: bool,
 }
 
 impl Window {
@@ -90,9 +99,19 @@ impl Window {
             }
             subtract(&mut self.whole, &oldest);
         }
-        let at_least = at_least(&self.whole).max(at_least(&self.newest));
-        let samples = self.whole.len();
-        let found = p99(&self.whole).map(|p99| Quantile { p99: p99.max(at_least), at_least, samples });
+        let surely = at_least(&self.whole, SURE).max(at_least(&self.newest, SURE));
+        let likely = at_least(&self.whole, LIKELY).max(at_least(&self.newest, LIKELY)).max(surely);
+        let filled = self.length * (PIECES - 1) / PIECES;
+        let full =
+            self.pieces.front().is_some_and(|(begin, _)| now.saturating_duration_since(*begin) >= filled);
+        let found = p99(&self.whole).map(|p99| Quantile {
+            p99: p99.max(surely),
+            at_least: surely,
+            likely,
+            p95: p95(&self.whole),
+            samples: self.whole.len(),
+            full,
+        });
         self.found = Some((now, found));
         found
     }
@@ -104,10 +123,15 @@ pub(super) fn p99(histogram: &Histogram<u32>) -> Option<Duration> {
     (samples >= 2).then(|| with_above(histogram, (samples / ENOUGH_SAMPLES).max(1)))
 }
 
-/// What the p99 surely is at least; zero where there are too few samples to say.
-fn at_least(histogram: &Histogram<u32>) -> Duration {
+/// The p95 of a histogram of microseconds; zero of an empty one.
+pub(super) fn p95(histogram: &Histogram<u32>) -> Duration {
+    Duration::from_micros(histogram.value_at_quantile(0.95))
+}
+
+/// What the p99 is at least, by so many standard deviations; zero where there are too few samples to say.
+fn at_least(histogram: &Histogram<u32>, deviations: f64) -> Duration {
     let expected = histogram.len() as f64 / ENOUGH_SAMPLES as f64;
-    let above = (expected + SURE * expected.sqrt() + 1.0).round() as u64;
+    let above = (expected + deviations * expected.sqrt() + 1.0).round() as u64;
     if above < histogram.len() { with_above(histogram, above) } else { Duration::ZERO }
 }
 

@@ -17,6 +17,7 @@
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
+use deadpool_postgres::ClientWrapper;
 use futures_util::future;
 use postgres_types::{ToSql, Type};
 use tokio_postgres::{Client, SimpleQueryMessage};
@@ -232,19 +233,23 @@ impl BatchError {
 /// Runs one batch. After an error the connection may be inside a failed transaction: [`roll_back`]
 /// or drop it.
 pub async fn run(
-    client: &Client,
+    client: &ClientWrapper,
     state: &State,
     plan: &Plan,
     claim: &slice::Claim,
     request: Request,
 ) -> Result<Outcome, BatchError> {
     let started = Instant::now();
+    // Before anything is sent: what is sent together below must go out in its order.
+    let statements =
+        slice::Statements::prepared(client, state).await.map_err(BatchError::at_state(Step::Begin))?;
     // Sent together, in this order, to save a round trip. The position is read by a statement of its
     // own behind the gate: its snapshot sees what whoever closed the gate did.
     let begin = plan.begin_sql(state, &claim.job);
     let table = plan.keyset.table.sql();
     let (gate, position) =
-        future::join(client.simple_query(&begin), slice::position(client, state, claim, &table)).await;
+        future::join(client.simple_query(&begin), slice::position(&**client, &statements, claim, &table))
+            .await;
     if !passed(&gate.map_err(BatchError::at(Step::Begin))?) {
         return stop(client, Outcome::Held { job_state: None }).await;
     }
@@ -286,7 +291,8 @@ pub async fn run(
     // Sent together too. An advance that finds the lease gone raises an error, and a COMMIT of a failed
     // transaction is a rollback.
     let (advanced, ended) =
-        future::join(slice::advance(client, state, claim, &advance), client.batch_execute("COMMIT")).await;
+        future::join(slice::advance(&**client, &statements, claim, &advance), client.batch_execute("COMMIT"))
+            .await;
     if !advanced.map_err(BatchError::at_state(Step::Cursor))? {
         return Ok(Outcome::Overtaken);
     }

@@ -61,7 +61,6 @@ async fn the_metrics_agree_with_the_database() {
         ("backfilld_rows_quarantined_total{job=\"a\"}", 0.0),
         ("backfilld_job_state{job=\"a\",state=\"running\"}", 0.0),
         ("backfilld_job_progress_ratio{job=\"a\"}", 1.0),
-        ("backfilld_rate_limit_rows_per_second{job=\"a\"}", 100_000.0),
         ("backfilld_leases_held", 0.0),
         ("backfilld_leases_lost_total", 0.0),
         ("backfilld_database_up", 1.0),

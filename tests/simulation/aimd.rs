@@ -34,7 +34,7 @@ impl Aimd {
     ) -> f64 {
         let seen = judge::observe(board, rules, Bench { now, stale_after, table: None });
         let is_over = |seen: &Observation| match seen.says {
-            Says::Load { utilisation, .. } => utilisation >= 1.0,
+            Says::Load(load) => load.utilisation >= 1.0,
             Says::Lag { lag, target, .. } => lag > target,
             Says::Stop | Says::Silence => false,
         };

@@ -6,7 +6,7 @@ use backfilld::throttle::board::Board;
 use backfilld::throttle::control::{Change, Control, Setup};
 use backfilld::throttle::job::Terms;
 use backfilld::throttle::latency::Latency;
-use backfilld::throttle::law::{Bounds, Decision, Figures, Law, Observation, Says, Zone};
+use backfilld::throttle::law::{Bounds, Decision, Figures, Law, Load, Observation, Says, Zone};
 use backfilld::throttle::reading::{Figure, Reading};
 use backfilld::throttle::rule::{Limit, Max, Rule};
 use jiff::Timestamp;
@@ -38,7 +38,14 @@ fn seen() -> impl Strategy<Value = Seen> {
 fn observation(number: usize, seen: Seen, at: Instant) -> Observation {
     let (says, fresh, figure) = match seen {
         Seen::Load { u, sure, critical, fresh } => {
-            (Says::Load { utilisation: u, at_least: u * sure, critical }, fresh, Some(Figure::Number(u)))
+            let load = Load {
+                utilisation: u,
+                likely: u * sure.sqrt(),
+                at_least: u * sure,
+                usual: u * sure,
+                critical,
+            };
+            (Says::Load(load), fresh, Some(Figure::Number(u)))
         }
         Seen::Lag(lag) => (Says::Lag { lag, target: TARGET, max: MAX }, true, Some(Figure::Seconds(lag))),
         Seen::Stop => (Says::Stop, true, None),
@@ -130,7 +137,7 @@ proptest! {
             let (decision, observations, _) = run.tick(tick);
             prop_assert_eq!(decision.zone == Zone::Paused, decision.rows_per_second <= 0.0);
             let stopped = observations.iter().any(|seen| match seen.says {
-                Says::Stop | Says::Load { critical: true, .. } => true,
+                Says::Stop | Says::Load(Load { critical: true, .. }) => true,
                 Says::Lag { lag, max, .. } => lag > max,
                 _ => false,
             });
@@ -146,7 +153,7 @@ proptest! {
             if run.rate > before.max(bounds.min) {
                 prop_assert!(observations.iter().all(|seen| seen.fresh), "blind: {decision:?}");
                 let over = |seen: &Observation| match seen.says {
-                    Says::Load { utilisation, .. } => utilisation >= Figures::default().hold_at,
+                    Says::Load(load) => load.likely >= Figures::default().hold_at,
                     Says::Lag { lag, target, .. } => lag > target,
                     _ => true,
                 };

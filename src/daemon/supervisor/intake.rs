@@ -42,10 +42,27 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The jobs that need no look now: those worked on, and those that somebody was just in the way of.
+    /// Looks whether the jobs that are barred still are, and still are what they were.
+    pub(super) async fn look_at_barred(&mut self) -> Result<(), TurnError> {
+        if self.barred.is_empty() {
+            return Ok(());
+        }
+        let client = self.database.get().await?;
+        for (job, revision) in self.barred.clone() {
+            let is_as_it_was = job::runs_as(&**client, &self.state, &job, revision).await?;
+            if !is_as_it_was || !self.throttle.is_barred(&job) {
+                self.barred.remove(&job);
+                self.throttle.forget(&job);
+            }
+        }
+        Ok(())
+    }
+
+    /// The jobs that need no look now: those worked on, those that are barred, and those that somebody was
+    /// just in the way of.
     pub(super) fn not_now(&self) -> Vec<String> {
         let put_off = self.put_off.iter().filter(|(_, since)| since.elapsed() < PUT_OFF).map(|(job, _)| job);
-        self.held.jobs().into_iter().chain(put_off.cloned()).collect()
+        self.held.jobs().into_iter().chain(self.barred.keys().cloned()).chain(put_off.cloned()).collect()
     }
 
     /// Leaves a job alone for a few seconds; says so, once a minute at most.

@@ -70,11 +70,11 @@ impl Side {
 }
 
 /// A change in a sentence: `cut: query_latency 7.1ms >= 5.2ms (heartbeat write); 42000 -> 21000 rows/s`.
-/// None when nothing has changed, or a job begins with nothing in its way.
+/// None when nothing has changed, or a job begins with nothing in its way but that little is known yet.
 fn told(tick: &JobTick) -> Option<String> {
     let change = tick.change?;
     let told = &tick.told;
-    if change.from.is_none() && !told.zone.limits() {
+    if change.from.is_none() && told.zone < Zone::Cut {
         return None;
     }
     let (before, after) = (change.rows_per_second_before, tick.decision.rows_per_second);

@@ -30,15 +30,16 @@ WITH walked AS (
     FROM (SELECT slice.*, owner IS NOT NULL AND is_held(owner, lease_until) AS held FROM slice) AS slice
     GROUP BY job
 ), throttled AS (
-    -- Of several daemons at one job, the one that is held back most speaks for it.
-    SELECT DISTINCT ON (s.job) s.job, d.throttle #> ARRAY['jobs', s.job] AS throttle
-    FROM slice s JOIN daemon d ON d.name = s.owner
-    WHERE is_held(s.owner, s.lease_until)
-      AND d.throttle_at > clock_timestamp() - interval '1 minute'
-      AND d.throttle #> ARRAY['jobs', s.job] IS NOT NULL
-    ORDER BY s.job,
+    -- Of several daemons, one that holds a slice of the job speaks for it, and of those the one that is held
+    -- back most. One that holds none may wait for the hours in which the job may be walked.
+    SELECT DISTINCT ON (t.job) t.job, t.throttle
+    FROM daemon d CROSS JOIN LATERAL jsonb_each(d.throttle -> 'jobs') AS t (job, throttle)
+    WHERE d.throttle_at > clock_timestamp() - interval '1 minute' AND d.state <> 'stopped'
+    ORDER BY t.job,
+             EXISTS (SELECT FROM slice s
+                     WHERE s.job = t.job AND s.owner = d.name AND is_held(s.owner, s.lease_until)) DESC,
              array_position(ARRAY['open', 'capped', 'hold', 'ease', 'cut', 'paused'],
-                            d.throttle #>> ARRAY['jobs', s.job, 'zone']) DESC
+                            t.throttle ->> 'zone') DESC
 ), counted AS (
     SELECT j.*,
            coalesce(w.rows_scanned, 0)     AS rows_scanned,

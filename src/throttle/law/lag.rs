@@ -18,7 +18,8 @@ type Key = (String, String, bool);
 /// What is remembered.
 #[derive(Debug, Default)]
 pub(super) struct Lags {
-    /// The last readings of each replica, oldest first.
+    /// The last readings of each replica, oldest first, in the figure's unit: one figure may be held against
+    /// several limits.
     readings: BTreeMap<Key, VecDeque<(Instant, f64)>>,
     /// The rate that was used up to each moment.
     used: VecDeque<(Instant, f64)>,
@@ -63,13 +64,16 @@ impl Lags {
             // Whatever is not read any more is forgotten, by not being taken over.
             let mut readings = before.get(&key).cloned().unwrap_or_default();
             let is_new = readings.back().is_none_or(|(at, _)| *at < seen.at);
+            let read = seen.figure.as_ref().and_then(Figure::value).unwrap_or(lag);
             if is_new {
-                readings.push_back((seen.at, lag));
+                readings.push_back((seen.at, read));
             }
             if readings.len() > SLOPE_READINGS {
                 readings.pop_front();
             }
-            let rise = slope(&readings).filter(|slope| is_new && *slope > 0.0);
+            let to_seconds = if read > 0.0 { lag / read } else { 1.0 };
+            let rise = slope(&readings).map(|slope| slope * to_seconds);
+            let rise = rise.filter(|rise| is_new && *rise > 0.0);
             self.readings.insert(key, readings);
             if lag > target {
                 beyond.push((lag / target, Lag { seen, rise }));
@@ -84,7 +88,7 @@ fn in_bytes(seen: &Observation) -> bool {
     matches!(seen.figure, Some(Figure::Bytes(_)))
 }
 
-/// In seconds a second; none of a single reading.
+/// In the unit of the readings, a second; none of a single one.
 fn slope(readings: &VecDeque<(Instant, f64)>) -> Option<f64> {
     let ((from, first), (to, last)) = (readings.front()?, readings.back()?);
     let elapsed = to.saturating_duration_since(*from).as_secs_f64();

@@ -31,7 +31,7 @@ impl Observation {
     #[must_use]
     pub fn utilisation(&self) -> Option<f64> {
         match self.says {
-            Says::Load { utilisation, .. } => Some(utilisation),
+            Says::Load(load) => Some(load.utilisation),
             Says::Lag { lag, max, .. } => Some(lag / max),
             Says::Stop | Says::Silence => None,
         }
@@ -42,11 +42,11 @@ impl Observation {
     #[must_use]
     pub fn zone(&self, figures: &Figures) -> Zone {
         match self.says {
-            Says::Stop | Says::Load { critical: true, .. } => Zone::Paused,
+            Says::Stop | Says::Load(Load { critical: true, .. }) => Zone::Paused,
             Says::Lag { lag, max, .. } if lag > max => Zone::Paused,
-            Says::Load { utilisation, .. } if utilisation >= figures.cut_at => Zone::Cut,
-            Says::Load { utilisation, .. } if utilisation >= figures.ease_at => Zone::Ease,
-            Says::Load { utilisation, .. } if utilisation >= figures.hold_at => Zone::Hold,
+            Says::Load(load) if load.at_least >= figures.cut_at => Zone::Cut,
+            Says::Load(load) if load.worst() >= figures.ease_at => Zone::Ease,
+            Says::Load(load) if load.worst() >= figures.hold_at => Zone::Hold,
             Says::Lag { lag, target, .. } if lag > target => Zone::Hold,
             Says::Silence => Zone::Hold,
             _ if !self.fresh => Zone::Hold,
@@ -59,15 +59,7 @@ impl Observation {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Says {
     /// A load.
-    Load {
-        /// Reading ÷ limit.
-        utilisation: f64,
-        /// What that is at least, where the reading is an estimate: a p99 of a few samples may be far off.
-        /// Else the same.
-        at_least: f64,
-        /// It is beyond its critical limit.
-        critical: bool,
-    },
+    Load(Load),
     /// A budget, all in seconds.
     Lag {
         /// How far behind.
@@ -81,6 +73,31 @@ pub enum Says {
     Stop,
     /// Nothing is known, which forbids growth.
     Silence,
+}
+
+/// How much of its limit a load uses: 1 at the limit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Load {
+    /// Reading ÷ limit.
+    pub utilisation: f64,
+    /// What that is likely to be at least, where the reading is an estimate: a p99 of a few samples may be
+    /// far off. Else the same.
+    pub likely: f64,
+    /// What it surely is at least.
+    pub at_least: f64,
+    /// The same by what is usual rather than by the worst: of a latency its p95, held against that of quiet.
+    /// Else the same.
+    pub usual: f64,
+    /// It is beyond its critical limit.
+    pub critical: bool,
+}
+
+impl Load {
+    /// What the rate does not grow on and yields to: what is likely, or what is usual.
+    #[must_use]
+    pub fn worst(&self) -> f64 {
+        self.likely.max(self.usual)
+    }
 }
 
 /// How the rate stands to what the signals allow, from the best to the worst.

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use super::Signal;
 use super::session::Session;
 use crate::database::Target;
+use crate::throttle::judge::AUTOVACUUM;
 use crate::throttle::reading::{Figure, Reading};
 use crate::throttle::watched::Watched;
 
@@ -43,7 +44,7 @@ impl Autovacuum {
 
 impl Signal for Autovacuum {
     fn name(&self) -> String {
-        "autovacuum".to_owned()
+        AUTOVACUUM.to_owned()
     }
 
     fn interval(&self) -> Duration {

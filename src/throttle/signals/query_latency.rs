@@ -1,8 +1,10 @@
 //! How long queries take: probes that are sent all the time, on a connection of their own.
 //!
-//! Each round sends every probe once: the heartbeat, which feels what a commit costs; a read by key
-//! of each table that is walked; and the user's own statements. Only the round trip is measured: a
-//! probe waits for no pool, and what it takes to connect or to prepare is not part of it.
+//! Each round sends every probe once: the heartbeat, which feels what a commit costs, and a read by key
+//! of each table that is walked. The user's own statements have rounds and a connection of their own: what
+//! they take is nobody's to say, and one that is slow must not thin out the samples of the others. Only the
+//! round trip is measured: a probe waits for no pool, and what it takes to connect or to prepare is not part
+//! of it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -34,37 +36,49 @@ const ROUNDS_AFTER_FAILURE: u32 = 20;
 /// A read by key goes by the key's index, whatever the statistics say: a probe must not scan the table.
 const READ_SETTINGS: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off; SET jit = off; \
      SET max_parallel_workers_per_gather = 0;";
-/// A user's statement is planned as the user's own sessions would plan it.
-const USER_SETTINGS: &str = "SET LOCAL enable_seqscan TO DEFAULT; SET LOCAL enable_bitmapscan TO DEFAULT; \
-     SET LOCAL enable_sort TO DEFAULT; SET LOCAL jit TO DEFAULT; \
-     SET LOCAL max_parallel_workers_per_gather TO DEFAULT;";
 /// While nothing is walked there is nothing to decide, and one round of so many will do: for the baseline,
 /// and for whoever looks.
 const IDLE_ROUNDS: u32 = 4;
+/// Our own probes, and the user's.
+const CREWS: usize = 2;
 /// The most of a user's statement that goes into its probe's name.
 const TOLD_CHARACTERS: usize = 30;
 
-/// The signal `query_latency`. It has a loop of its own: it tells the board what each probe takes,
-/// rather than one reading an interval.
+/// The signal `query_latency`. It has loops of its own: it tells the board what each probe takes, rather
+/// than one reading an interval.
 #[derive(Debug)]
-pub struct QueryLatency {
+pub struct QueryLatency(Vec<Crew>);
+
+/// Probes that share a connection.
+#[derive(Debug)]
+struct Crew {
     line: Line,
-    watched: watch::Receiver<Vec<Watched>>,
+    /// Its place among the troubles.
+    number: usize,
+    /// What its connection is set to.
+    settings: &'static str,
     probes: Vec<Probe>,
+    watched: watch::Receiver<Vec<Watched>>,
+    /// The tables that are watched are its to read.
+    reads_tables: bool,
     /// The heartbeat's slot on the connection before.
     last_slot: i64,
 }
 
 /// What every probe needs to know.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Line {
     target: Target,
     state: State,
     daemon: String,
     interval: Duration,
     stale_after: Duration,
+    /// How long a baseline is worth something.
+    keep: Duration,
     beats: Arc<Mutex<Beats>>,
     board: Arc<Mutex<Board>>,
+    /// What is wrong, by crew. One crew's good round is no answer to another's trouble.
+    troubles: Arc<Mutex<[Option<String>; CREWS]>>,
 }
 
 /// One statement that is sent again and again.
@@ -119,7 +133,8 @@ impl QueryLatency {
     /// Probes the database of `target` as the daemon of this name.
     ///
     /// `probes` are the user's own statements, `watched` the tables that are walked. A round of probes
-    /// begins every `interval`, and each is given up after `stale_after`.
+    /// begins every `interval`, and each is given up after `stale_after`. What is known of a table's quiet
+    /// latency is kept for as long as `keep` when it is not watched any more.
     #[must_use]
     #[allow(clippy::too_many_arguments, reason = "what the daemon has; none of it has a default")]
     pub fn new(
@@ -128,8 +143,9 @@ impl QueryLatency {
         daemon: &str,
         interval: Duration,
         stale_after: Duration,
+        keep: Duration,
         probes: Vec<String>,
-        watched: watch::Receiver<Vec<Watched>>,
+        watched: &watch::Receiver<Vec<Watched>>,
         beats: Arc<Mutex<Beats>>,
         board: Arc<Mutex<Board>>,
     ) -> Self {
@@ -137,37 +153,73 @@ impl QueryLatency {
             let told = shorten(&sql.split_whitespace().collect::<Vec<_>>().join(" "));
             Probe::new(format!("probe {number}: {told}"), None, Kind::User(sql))
         });
+        let users: Vec<Probe> = users.collect();
         let heartbeat = Probe::new(HEARTBEAT_WRITE.to_owned(), None, Kind::Heartbeat);
-        Self {
-            probes: [heartbeat].into_iter().chain(users).collect(),
-            line: Line { target, state, daemon: daemon.to_owned(), interval, stale_after, beats, board },
-            watched,
+        let daemon = daemon.to_owned();
+        let troubles = Arc::default();
+        let line = Line { target, state, daemon, interval, stale_after, keep, beats, board, troubles };
+        let crew = |(number, probes): (usize, Vec<Probe>)| Crew {
+            line: line.clone(),
+            number,
+            settings: if number == 0 { READ_SETTINGS } else { "" },
+            probes,
+            watched: watched.clone(),
+            reads_tables: number == 0,
             last_slot: 0,
-        }
+        };
+        let crews = [vec![heartbeat], users].into_iter().enumerate().map(crew);
+        Self(crews.filter(|crew| !crew.probes.is_empty()).collect())
     }
 
     /// Sends probes until what is returned is dropped.
     #[must_use]
-    pub fn spawn(mut self) -> Running {
-        Running::start(async move {
-            expect(&self.line.board, QUERY_LATENCY, self.line.interval);
-            let mut pause = self.line.interval;
-            loop {
-                let reason = match self.line.connect().await {
-                    Ok(open) => {
-                        let (reason, went_well) = self.probe(open).await;
-                        if went_well {
-                            pause = self.line.interval;
-                        }
-                        reason
+    pub fn spawn(self) -> Vec<Running> {
+        let Some(line) = self.0.first().map(|crew| crew.line.clone()) else { return Vec::new() };
+        expect(&line.board, QUERY_LATENCY, line.interval);
+        let mut board = lock(&line.board);
+        // Under the settings before there may have been others.
+        let fixed: Vec<&Probe> = self.0.iter().flat_map(|crew| &crew.probes).collect();
+        board.latency.retain(Instant::now(), line.keep, |name, table| {
+            table.is_some() || fixed.iter().any(|probe| probe.name == name)
+        });
+        for probe in fixed {
+            board.latency.expect(&probe.name, None);
+        }
+        drop(board);
+        self.0.into_iter().map(|crew| Running::start(crew.work())).collect()
+    }
+}
+
+impl Crew {
+    /// Never ends.
+    async fn work(mut self) {
+        let mut pause = self.line.interval;
+        loop {
+            let reason = match self.line.connect(self.settings).await {
+                Ok(open) => {
+                    let (reason, went_well) = self.probe(open).await;
+                    if went_well {
+                        pause = self.line.interval;
                     }
-                    Err(reason) => reason,
-                };
-                lock(&self.line.board).failed(QUERY_LATENCY, reason);
-                sleep(pause).await;
-                pause = (2 * pause).min(self.line.interval * ROUNDS_AFTER_FAILURE);
-            }
-        })
+                    reason
+                }
+                Err(reason) => reason,
+            };
+            self.tell(Some(reason));
+            sleep(pause).await;
+            pause = (2 * pause).min(self.line.interval * ROUNDS_AFTER_FAILURE);
+        }
+    }
+
+    /// Tells the board of a round that went well, or of what went wrong.
+    fn tell(&self, trouble: Option<String>) {
+        let mut troubles = lock(&self.line.troubles);
+        troubles[self.number] = trouble;
+        let mut board = lock(&self.line.board);
+        match troubles.iter().flatten().next() {
+            None => board.read(QUERY_LATENCY, Instant::now(), Vec::new()),
+            Some(reason) => board.failed(QUERY_LATENCY, reason.clone()),
+        }
     }
 
     /// Sends rounds of probes for as long as the connection lasts; returns what ended it, and whether any
@@ -183,7 +235,7 @@ impl QueryLatency {
         loop {
             rounds.tick().await;
             // An error says that nobody will change them any more.
-            if self.watched.has_changed().unwrap_or(false) {
+            if self.reads_tables && self.watched.has_changed().unwrap_or(false) {
                 self.follow_watched(&mut open);
             }
             idle_rounds = if self.watched.borrow().is_empty() { (idle_rounds + 1) % IDLE_ROUNDS } else { 0 };
@@ -200,10 +252,7 @@ impl QueryLatency {
                 let error = probe.error.as_ref()?;
                 Some(format!("{}: {error}", probe.name))
             });
-            match trouble {
-                None => lock(&self.line.board).read(QUERY_LATENCY, Instant::now(), Vec::new()),
-                Some(reason) => lock(&self.line.board).failed(QUERY_LATENCY, reason),
-            }
+            self.tell(trouble);
         }
     }
 
@@ -249,23 +298,17 @@ impl QueryLatency {
     /// Probes the tables that are watched now, and no others.
     fn follow_watched(&mut self, open: &mut Open) {
         let watched = self.watched.borrow_and_update().clone();
-        let (tables, mut probes): (Vec<Probe>, Vec<Probe>) =
-            self.probes.drain(..).partition(|probe| probe.table.is_some());
-        let mut board = lock(&self.line.board);
-        for known in tables {
-            // Of another table under the old name nothing is known.
-            if !watched.iter().any(|table| Some(table.oid) == known.table && table.probe_name() == known.name)
-            {
-                board.latency.retain(|name| name != known.name);
-            }
-        }
-        for table in watched.into_iter().filter(|table| !table.reads.is_empty()) {
+        let is_sent = |name: &str, table: Option<u32>| {
+            table.is_none()
+                || watched.iter().any(|watched| Some(watched.oid) == table && watched.probe_name() == name)
+        };
+        // Of another table under the old name nothing is known.
+        lock(&self.line.board).latency.retain(Instant::now(), self.line.keep, is_sent);
+        self.probes.retain(|probe| probe.table.is_none());
+        for table in watched.iter().filter(|table| !table.reads.is_empty()) {
             let reads = Reads { left: Vec::new(), reads: table.reads.clone() };
-            probes.push(Probe::new(table.probe_name(), Some(table.oid), Kind::Read(reads)));
+            self.probes.push(Probe::new(table.probe_name(), Some(table.oid), Kind::Read(reads)));
         }
-        board.latency.retain(|name| probes.iter().any(|probe| probe.name == name));
-        drop(board);
-        self.probes = probes;
         let is_used = |sql: &str| {
             self.probes.iter().any(|probe| match &probe.kind {
                 Kind::Read(reads) => reads.reads.iter().any(|read| read.sql == sql),
@@ -277,10 +320,10 @@ impl QueryLatency {
 }
 
 impl Line {
-    async fn connect(&self) -> Result<Open, String> {
+    async fn connect(&self, settings: &str) -> Result<Open, String> {
         let connecting = async {
             let client = self.target.connect().await.map_err(|error| error.to_string())?;
-            let settings = bound(self.stale_after) + READ_SETTINGS;
+            let settings = bound(self.stale_after) + settings;
             client.batch_execute(&settings).await.map_err(|error| describe(&error))?;
             Ok(Open { client, writer: None, turned_at: Instant::now(), reads: HashMap::new() })
         };
@@ -294,9 +337,8 @@ impl Line {
             Kind::Read(reads) => open.read(reads.next()).await,
             Kind::User(sql) => {
                 // As text and unprepared, so that it may be anything; its rows are thrown away as they come.
-                let sql = format!("{USER_SETTINGS} {sql}");
                 let sent = Instant::now();
-                open.client.batch_execute(&sql).await.map(|()| sent.elapsed())
+                open.client.batch_execute(sql).await.map(|()| sent.elapsed())
             }
         };
         match answer {

@@ -118,7 +118,9 @@ impl Seen {
             (None, None) => return unknown("has not answered yet"),
             (None, Some(error)) => return unknown(error),
             (Some((Answer::NoReplica, _)), _) => {
-                return unknown("is no replica: pg_is_in_recovery() is false");
+                return unknown(
+                    "is no replica: pg_is_in_recovery() is false; take it out of throttle.replication_lag.replicas and reload",
+                );
             }
             (Some((Answer::Beat(beat), at)), _) => (beat, at),
         };

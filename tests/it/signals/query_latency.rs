@@ -17,12 +17,14 @@ use crate::schema::create_role;
 use crate::support::database::Database;
 use crate::support::until;
 
+const KEEP: Duration = Duration::from_secs(600);
+
 /// The probes of a database, under way.
 struct Probing {
     board: Arc<Mutex<Board>>,
     beats: Arc<Mutex<Beats>>,
     tables: watch::Sender<Vec<Watched>>,
-    _running: Running,
+    _running: Vec<Running>,
 }
 
 impl Probing {
@@ -39,8 +41,9 @@ impl Probing {
             "a daemon",
             INTERVAL,
             stale_after,
+            KEEP,
             probes.iter().map(|probe| (*probe).to_owned()).collect(),
-            tables.subscribe(),
+            &tables.subscribe(),
             beats.clone(),
             board.clone(),
         )
@@ -195,6 +198,18 @@ async fn a_wrong_statement_of_the_user_is_named_and_keeps_no_other_from_being_se
     client.batch_execute("CREATE TABLE orders (id int)").await.unwrap();
     probing.recovered().await;
     probing.samples("probe 1: SELECT * FROM orders", 2).await;
+}
+
+#[tokio::test]
+async fn a_slow_statement_of_the_user_does_not_thin_out_the_others() {
+    let database = Database::create().await;
+    create_state(database.url()).await;
+    let probing = Probing::start(target(database.url()), &["SELECT pg_sleep(0.5)"]);
+    probing.samples("probe 1: SELECT pg_sleep(0.5)", 1).await;
+    let measured = probing.measured();
+    let samples = |name: &str| measured.iter().find(|one| one.reading.subject == name).unwrap().samples;
+    // While that ran, the others had their rounds.
+    assert!(samples(HEARTBEAT_WRITE) >= 3, "{measured:?}");
 }
 
 #[tokio::test]

@@ -64,7 +64,7 @@ impl Pair {
         Watching::start_with(signal, STALE_AFTER)
     }
 
-    fn beat(&self, beats: &Arc<Mutex<Beats>>) -> Running {
+    fn beat(&self, beats: &Arc<Mutex<Beats>>) -> Vec<Running> {
         let (_, tables) = watch::channel(Vec::new());
         let target = target(self.database.url());
         let (state, beats) = (self.state.clone(), beats.clone());
@@ -74,8 +74,9 @@ impl Pair {
             "a daemon",
             INTERVAL,
             STALE_AFTER,
+            Duration::from_secs(600),
             Vec::new(),
-            tables,
+            &tables,
             beats,
             new_board(),
         )

@@ -66,10 +66,8 @@ async fn the_daemons_cap_is_shared_by_its_jobs() {
     }
 }
 
-#[tokio::test]
-async fn a_job_waits_for_its_window_and_keeps_its_place() {
-    let scene = Scene::with_items(3000).await;
-    // A window that opens in two hours and lasts for one, wherever the clock stands.
+/// A window that opens in two hours and lasts for one, wherever the clock stands.
+async fn closed_window(scene: &Scene) -> (String, String) {
     let row = scene
         .client
         .query_one(
@@ -79,7 +77,63 @@ async fn a_job_waits_for_its_window_and_keeps_its_place() {
         )
         .await
         .unwrap();
-    let (opens, closes): (String, String) = (row.get(0), row.get(1));
+    (row.get(0), row.get(1))
+}
+
+#[tokio::test]
+async fn a_job_that_may_not_walk_gives_its_place_to_another() {
+    let scene = Scene::with_items(1000).await;
+    let (opens, closes) = closed_window(&scene).await;
+    scene.submit("night", &format!("[schedule]\nwindows = ['{opens}-{closes}']"));
+    scene.submit("unread", "[throttle.sql.queue]\nmax = 5");
+    let _daemon = scene.daemon(&[("BACKFILLD__DAEMON__MAX_RUNNING_JOBS", "1")]);
+    for job in ["night", "unread"] {
+        scene.zone(job, "paused").await;
+        until("its slice to be handed back", PATIENCE, async || {
+            (scene.status(job)["workers"] == 0).then_some(())
+        })
+        .await;
+    }
+    scene.submit("day", "");
+    scene.ends("day", "complete").await;
+    let reason = scene.zone("night", "paused").await;
+    assert!(reason.starts_with("outside the schedule"), "{reason}");
+    assert!(scene.zone("unread", "paused").await.starts_with("sql.queue is limited by the job"));
+    for job in ["night", "unread"] {
+        assert_eq!((scene.rows_scanned(job).await, scene.events(job).await.len()), (0, 1), "{job}");
+    }
+    // A job that is taken away is not waited for either.
+    assert_eq!(backfilld(scene.url(), &["cancel", "night"]).code, 0);
+    scene.ends("night", "cancelled").await;
+    assert_eq!(scene.submit_as("unread", "", &["--replace"]), (0, String::new()));
+    scene.ends("unread", "complete").await;
+}
+
+#[tokio::test]
+async fn a_job_that_stands_still_has_no_share_of_the_cap() {
+    let scene = Scene::with_items(100_000).await;
+    scene.submit("one", "");
+    scene.submit("stopped", "[throttle.sql.knob]\ncritical = 5\nmax = 5");
+    scene.turn_knob("6").await;
+    let environment = [
+        ("BACKFILLD__THROTTLE__MAX_ROWS_PER_SECOND", "400"),
+        ("BACKFILLD__THROTTLE__START_ROWS_PER_SECOND", "400"),
+        ("BACKFILLD__THROTTLE__SQL__KNOB__MAX", "1000"),
+        ("BACKFILLD__THROTTLE__SQL__KNOB__CRITICAL", "2000"),
+    ];
+    let _daemon = scene.daemon(&[&KNOB[..1], &KNOB[3..], &environment].concat());
+    scene.zone("stopped", "paused").await;
+    let reason = scene.zone("one", "capped").await;
+    until("the whole cap", PATIENCE, async || (rate(&scene, "one") == Some(400.0)).then_some(())).await;
+    assert!(reason.starts_with("throttle.max_rows_per_second of the daemon = "), "{reason}");
+    scene.turn_knob("1").await;
+    until("half the cap", PATIENCE, async || (rate(&scene, "one") == Some(200.0)).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_job_waits_for_its_window_and_keeps_its_place() {
+    let scene = Scene::with_items(3000).await;
+    let (opens, closes) = closed_window(&scene).await;
     let limits = "[limits]\nrows_per_second = 100";
     scene.submit("fill", limits);
     let _daemon = scene.daemon(&[]);

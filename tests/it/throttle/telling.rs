@@ -13,7 +13,11 @@ async fn the_command_tells_each_signal_with_reading_limit_and_age() {
     scene.turn_knob("9.5").await;
     let _daemon = scene.daemon(&knob(&[]));
     scene.zone("fill", "ease").await;
-    let told = backfilld(scene.url(), &["throttle"]).stdout;
+    let told = until("samples of every probe", PATIENCE, async || {
+        let told = backfilld(scene.url(), &["throttle"]).stdout;
+        (!told.contains("no sample yet") && told.contains("read of public.items")).then_some(told)
+    })
+    .await;
     let narrow = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
     let line = |name: &str| {
         let found = told.lines().map(narrow).find(|line| line.starts_with(name));

@@ -63,7 +63,7 @@ mod tests {
             ("cut_factor = 1", "cut_factor must be more than 0 and less than 1"),
             ("cut_factor = 0", "cut_factor must be more than 0 and less than 1"),
             ("ease_factor = 1", "ease_factor must be more than 0 and less than 1"),
-            ("cut_factor = 0.995", "cut_factor = 0.995 must be throttle.law.ease_factor = 0.99 or less"),
+            ("cut_factor = 0.96", "cut_factor = 0.96 must be throttle.law.ease_factor = 0.95 or less"),
             ("growth = 1", "growth must be more than 1, and 10 at most"),
             ("start_growth = 0.5", "start_growth must be more than 1"),
             ("hold_at = 0.9", "hold_at = 0.9 must be less than throttle.law.ease_at = 0.8"),
