@@ -10,7 +10,7 @@ use super::duration::Written;
 use crate::throttle::rule::{Limit, Max};
 
 /// How many times its quiet baseline p99 may be under "auto", unless the configuration says otherwise.
-pub const AUTO_MULTIPLE: f64 = 2.0;
+pub const AUTO_MULTIPLE: f64 = 1.75;
 
 /// What a limit can be given in.
 pub trait Quantity: Copy + fmt::Debug + PartialEq {

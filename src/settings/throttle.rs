@@ -174,7 +174,7 @@ mod tests {
     use secrecy::ExposeSecret as _;
 
     use super::*;
-    use crate::job::limit::MaxP99;
+    use crate::job::limit::{AUTO_MULTIPLE, MaxP99};
     use crate::settings::keys::KNOWN_KEYS;
     use crate::settings::tests::load;
     use crate::throttle::rule::Max;
@@ -273,7 +273,7 @@ mod tests {
             rules.iter().map(|rule| rule.signal.as_str()).collect::<Vec<_>>(),
             ["query_latency", "replication_lag"]
         );
-        assert_eq!(rules[0].limit, Limit::Load { max: Max::TimesBaseline(2.0), critical: None });
+        assert_eq!(rules[0].limit, Limit::Load { max: Max::TimesBaseline(AUTO_MULTIPLE), critical: None });
         assert_eq!(
             ThrottleSettings::default().intervals(),
             [("replication_lag".to_owned(), Duration::from_secs(1))]

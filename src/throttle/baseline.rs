@@ -77,7 +77,7 @@ impl Baseline {
         for (_, rest) in self.rests.iter().filter(|(p99, _)| *p99 <= OUTLIER * median) {
             together.add(&rest.0).expect("the histogram grows to what it is given");
         }
-        self.p99 = window::p99(&together);
+        self.p99 = window::likely_at_most(&together);
         self.p95 = window::p95(&together);
     }
 
@@ -93,7 +93,8 @@ impl Baseline {
         self.rests.len()
     }
 
-    /// The p99 when quiet; none before the first rest.
+    /// The p99 when quiet: what it is likely to be at most, since a limit must not be made of a lull. None
+    /// before the first rest.
     #[must_use]
     pub fn p99(&self) -> Option<Duration> {
         self.p99

@@ -175,11 +175,12 @@ impl Ruling<'_> {
         let usual_limit = if floor > 0.0 { measured.baseline_p95_seconds * limit / floor } else { limit };
         let usual_floor = if floor > 0.0 { measured.baseline_p95_seconds } else { 0.0 };
         let usual_room = USUAL_ROOM * (usual_limit - usual_floor);
-        let usual = ((measured.p95_seconds - usual_floor) / usual_room).max(0.0);
+        let usually = |p95: f64| ((p95 - usual_floor) / usual_room).max(0.0);
+        let (usual, latest) = (usually(measured.p95_seconds), usually(measured.newest_p95_seconds));
         let held = Held { reading, value, max: limit, critical, utilisation, note };
         let mut seen = self.load(held);
         let critical = critical.is_some();
-        seen.says = Says::Load(Load { utilisation, likely, at_least, usual, critical });
+        seen.says = Says::Load(Load { utilisation, likely, at_least, usual, latest, critical });
         seen.fresh = measured.is_complete();
         let samples = measured.samples;
         if usual > likely {
@@ -222,6 +223,7 @@ impl Ruling<'_> {
                 likely: utilisation,
                 at_least: utilisation,
                 usual: utilisation,
+                latest: utilisation,
                 critical: critical.is_some(),
             }),
             fresh: true,

@@ -59,6 +59,8 @@ pub struct Measured {
     pub likely_seconds: f64,
     /// The p95, in seconds.
     pub p95_seconds: f64,
+    /// The same of the newest samples alone.
+    pub newest_p95_seconds: f64,
     /// Over how many samples.
     pub samples: u64,
     /// There will be no more at this pace.
@@ -252,6 +254,7 @@ impl Latency {
                 at_least_seconds: seconds(|found| found.at_least),
                 likely_seconds: seconds(|found| found.likely),
                 p95_seconds: seconds(|found| found.p95),
+                newest_p95_seconds: seconds(|found| found.newest_p95),
                 samples: found.map_or(0, |found| found.samples),
                 full: found.is_some_and(|found| found.full),
                 baseline_seconds: probe.baseline.p99().map(|p99| p99.as_secs_f64()),

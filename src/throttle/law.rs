@@ -165,7 +165,8 @@ impl Law {
         let demands = by_load.into_iter().chain(by_lags).chain(by_silence);
         let worst = demands.reduce(|worst, other| if other.0 > worst.0 { other } else { worst });
         if worst.is_none() {
-            self.grow(real_rows_per_second, load.map_or(0.0, |(u, _)| u));
+            let u = worst_load(observations, |load| load.worst().max(load.latest));
+            self.grow(real_rows_per_second, u.map_or(0.0, |(u, _)| u));
         }
         let (zone, cause) = worst.map_or((Zone::Open, None), |(zone, seen)| (zone, Some(seen)));
         self.rate = bounds.clamp(self.rate);
@@ -331,7 +332,7 @@ impl Law {
         }
     }
 
-    /// `u`: the worst utilisation, below that which holds the rate.
+    /// `u`: the worst utilisation, that of the newest samples included.
     fn grow(&mut self, real_rows_per_second: f64, u: f64) {
         let figures = self.figures;
         if self.since_setback < figures.growth_cooldown_ticks

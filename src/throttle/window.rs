@@ -15,6 +15,7 @@ const DIGITS: u8 = 2;
 
 /// The newest of the window that is looked at by itself, in pieces.
 const NEWEST: usize = 3;
+const ENOUGH_NEWEST_SAMPLES: u64 = 40;
 /// How many standard deviations more samples may be above the p99 than there are in the mean, before it is
 /// sure to be higher. With one sample more it is wrong about once in a thousand times; that is asked for each
 /// second, for each probe.
@@ -44,11 +45,13 @@ pub struct Quantile {
     /// What the p99 surely is at least, in the whole window or the newest part of it: 200 samples have two
     /// above it in the mean, and one time in twenty five or more.
     pub at_least: Duration,
-    /// What the p99 is likely to be at least, in the same way.
+    /// What the p99 is likely to be at least, by the whole window.
     pub likely: Duration,
-    /// 95 of 100 samples are not above it. It says less of the worst and far more surely so: five times as many
-    /// samples are above it.
+    /// 95 of 100 samples are not above it. It says less of the worst and far more surely so: five times as
+    /// many samples are above it.
     pub p95: Duration,
+    /// The same of the newest part of the window alone; zero where there are too few samples.
+    pub newest_p95: Duration,
     /// Of so many.
     pub samples: u64,
     /// The window has been filled from end to end: it will not have more samples at this pace.
@@ -79,6 +82,11 @@ impl Window {
         }
     }
 
+    /// Of the newest part alone, once there are enough samples in it for two to be above.
+    fn newest_p95(&self) -> Duration {
+        if self.newest.len() >= ENOUGH_NEWEST_SAMPLES { p95(&self.newest) } else { Duration::ZERO }
+    }
+
     /// Forgets everything: what was measured so far says nothing any more.
     pub fn clear(&mut self) {
         *self = Self::new(self.length);
@@ -100,7 +108,7 @@ impl Window {
             subtract(&mut self.whole, &oldest);
         }
         let surely = at_least(&self.whole, SURE).max(at_least(&self.newest, SURE));
-        let likely = at_least(&self.whole, LIKELY).max(at_least(&self.newest, LIKELY)).max(surely);
+        let likely = at_least(&self.whole, LIKELY).max(surely);
         let filled = self.length * (PIECES - 1) / PIECES;
         let full =
             self.pieces.front().is_some_and(|(begin, _)| now.saturating_duration_since(*begin) >= filled);
@@ -109,6 +117,7 @@ impl Window {
             at_least: surely,
             likely,
             p95: p95(&self.whole),
+            newest_p95: self.newest_p95(),
             samples: self.whole.len(),
             full,
         });
@@ -126,6 +135,14 @@ pub(super) fn p99(histogram: &Histogram<u32>) -> Option<Duration> {
 /// The p95 of a histogram of microseconds; zero of an empty one.
 pub(super) fn p95(histogram: &Histogram<u32>) -> Duration {
     Duration::from_micros(histogram.value_at_quantile(0.95))
+}
+
+/// What the p99 is likely to be at most, by the same measure as [`Quantile::likely`]; none of fewer than two
+/// samples.
+pub(super) fn likely_at_most(histogram: &Histogram<u32>) -> Option<Duration> {
+    let expected = histogram.len() as f64 / ENOUGH_SAMPLES as f64;
+    let above = (expected - LIKELY * expected.sqrt()).max(1.0).round() as u64;
+    (histogram.len() >= 2).then(|| with_above(histogram, above))
 }
 
 /// What the p99 is at least, by so many standard deviations; zero where there are too few samples to say.

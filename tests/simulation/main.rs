@@ -12,6 +12,7 @@
 #![allow(clippy::print_stdout, reason = "the figures are for a person to read")]
 
 mod aimd;
+mod control;
 mod figures;
 mod properties;
 mod replica;

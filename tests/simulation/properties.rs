@@ -43,6 +43,7 @@ fn observation(number: usize, seen: Seen, at: Instant) -> Observation {
                 likely: u * sure.sqrt(),
                 at_least: u * sure,
                 usual: u * sure,
+                latest: u * sure,
                 critical,
             };
             (Says::Load(load), fresh, Some(Figure::Number(u)))

@@ -252,7 +252,7 @@ mod tests {
                 load("prometheus.p99", 6.0, Some(7.5)),
             ]
         );
-        let auto = Limit::Load { max: Max::TimesBaseline(2.0), critical: None };
+        let auto = Limit::Load { max: Max::TimesBaseline(AUTO_MULTIPLE), critical: None };
         assert_eq!(rules("[throttle.query_latency]\nmax_p99 = 'auto'\n"), [Rule::new("query_latency", auto)]);
         assert_eq!(rules(""), []);
     }

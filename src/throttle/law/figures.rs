@@ -73,7 +73,7 @@ impl Default for Figures {
             ease_at: 0.8,
             ease_factor: 0.95,
             hold_at: 0.5,
-            start_growth: 1.3,
+            start_growth: 1.5,
             growth: 1.01,
             near_share: 0.8,
             growth_speedup: 2.0,

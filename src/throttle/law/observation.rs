@@ -88,6 +88,8 @@ pub struct Load {
     /// The same by what is usual rather than by the worst: of a latency its p95, held against that of quiet.
     /// Else the same.
     pub usual: f64,
+    /// The same by the newest samples alone, which are few. It lets the rate grow less, and no more.
+    pub latest: f64,
     /// It is beyond its critical limit.
     pub critical: bool,
 }

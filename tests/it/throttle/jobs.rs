@@ -66,6 +66,34 @@ async fn the_daemons_cap_is_shared_by_its_jobs() {
     }
 }
 
+#[tokio::test]
+async fn no_more_rows_are_walked_than_the_cap_allows() {
+    let scene = Scene::with_items(100_000).await;
+    scene.submit("one", "");
+    scene.submit("other", "[limits]\nrows_per_second = 100");
+    let environment = [
+        ("BACKFILLD__THROTTLE__MAX_ROWS_PER_SECOND", "400"),
+        ("BACKFILLD__THROTTLE__START_ROWS_PER_SECOND", "400"),
+    ];
+    let _daemon = scene.daemon(&environment);
+    let walked = "SELECT rows_scanned::float8, extract(epoch FROM clock_timestamp() - started_at)::float8
+                  FROM backfilld.status WHERE name = $1";
+    let rows_and_seconds = async |job: &str| -> (f64, f64) {
+        let row = scene.client.query_one(walked, &[&job]).await.unwrap();
+        (row.get(0), row.get::<_, Option<f64>>(1).unwrap_or_default())
+    };
+    // Each has half of the daemon's cap at least, and the one all that the other leaves when that stands still.
+    for (job, cap) in [("one", 400.0), ("other", 100.0)] {
+        let (rows, seconds) = until("five seconds of the walk", PATIENCE, async || {
+            let walked = rows_and_seconds(job).await;
+            (walked.1 >= 5.0).then_some(walked)
+        })
+        .await;
+        // A batch more: it is let go as a whole.
+        assert!(rows > 0.0 && rows <= cap * (seconds + 1.0), "{job}: {rows} rows in {seconds} s");
+    }
+}
+
 /// A window that opens in two hours and lasts for one, wherever the clock stands.
 async fn closed_window(scene: &Scene) -> (String, String) {
     let row = scene

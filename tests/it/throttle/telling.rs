@@ -46,8 +46,10 @@ async fn every_change_of_zone_is_one_event_and_there_are_none_in_between() {
     let scene = Scene::with_items(100_000).await;
     scene.submit("fill", "");
     let _daemon = scene.daemon(&knob(&[("BACKFILLD__THROTTLE__LAW__CALM_TICKS", "3")]));
+    // At first little is known, which is no news.
+    scene.event("fill", 0, "open: every signal is well below its limit").await;
     for (number, (reading, zone)) in
-        [("6", "hold"), ("9.5", "ease"), ("10", "cut"), ("30", "paused")].iter().enumerate()
+        (1..).zip([("6", "hold"), ("9.5", "ease"), ("10", "cut"), ("30", "paused")])
     {
         scene.turn_knob(reading).await;
         scene.event("fill", number, &format!("{zone}: sql.knob {reading}")).await;
