@@ -268,7 +268,7 @@ fn setup(settings: &ThrottleSettings) -> Setup {
 }
 
 /// The control loop.
-async fn tick(shared: Arc<Shared>, every: Duration, scribe: Side) {
+async fn tick(shared: Arc<Shared>, every: Duration, mut scribe: Side) {
     let mut ticks = tokio::time::interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -314,7 +314,8 @@ impl Control {
         let wanted_rests = u32::try_from(baseline::RESTS).expect("small");
         let every = if rests >= wanted_rests {
             every
-        } else if walked <= self.setup.start_rows_per_second {
+        } else if walked <= self.setup.start_rows_per_second && !self.jobs.values().any(|job| job.law.grows())
+        {
             // Perhaps it is the baseline that holds the rate down: one rest may well have met a lull.
             every / EARLY
         } else {

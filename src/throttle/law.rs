@@ -26,6 +26,9 @@ pub use figures::Figures;
 use lag::{Lag, Lags};
 pub use observation::{Load, Observation, Says, Zone};
 
+/// A rate that has not grown for so many ticks does not grow.
+const GROWS_TICKS: u32 = 30;
+
 /// Between which rates the law moves, in rows a second.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bounds {
@@ -127,6 +130,12 @@ impl Law {
         self.rate
     }
 
+    /// Whether the rate has grown lately: what holds it down, if anything does, does not for long.
+    #[must_use]
+    pub fn grows(&self) -> bool {
+        self.since_growth < GROWS_TICKS
+    }
+
     /// Goes on under other figures, from the rate that there is.
     pub fn set_figures(&mut self, figures: Figures) {
         self.figures = figures;
@@ -166,7 +175,7 @@ impl Law {
         let worst = demands.reduce(|worst, other| if other.0 > worst.0 { other } else { worst });
         if worst.is_none() {
             let u = worst_load(observations, |load| load.worst().max(load.latest));
-            self.grow(real_rows_per_second, u.map_or(0.0, |(u, _)| u));
+            self.grow(real_rows_per_second, u.map_or(0.0, |(u, _)| u), bounds.start);
         }
         let (zone, cause) = worst.map_or((Zone::Open, None), |(zone, seen)| (zone, Some(seen)));
         self.rate = bounds.clamp(self.rate);
@@ -294,8 +303,7 @@ impl Law {
     /// Leaves `factor` of the rate. The rate that is not used is no rate: what is really walked is what
     /// weighs on the server, so that is what is lowered.
     fn lower_for_load(&mut self, used: f64, factor: f64) {
-        // Each cut has found its rate to be too much. An easing may yet be of what the one before has left.
-        if !self.falling || factor <= self.figures.cut_factor {
+        if !self.falling {
             let least = self.bad_load.map_or(0.0, |bad| bad * self.figures.bad_rate_memory);
             lower(&mut self.bad_load, used.max(least));
         }
@@ -333,7 +341,7 @@ impl Law {
     }
 
     /// `u`: the worst utilisation, that of the newest samples included.
-    fn grow(&mut self, real_rows_per_second: f64, u: f64) {
+    fn grow(&mut self, real_rows_per_second: f64, u: f64, start: f64) {
         let figures = self.figures;
         if self.since_setback < figures.growth_cooldown_ticks
             || self.since_growth < figures.cooldown_ticks
@@ -346,6 +354,8 @@ impl Law {
         let rate = self.rate;
         let room = (1.0 - u / figures.hold_at).clamp(0.0, 1.0);
         let mut allowed = rate * (1.0 + (figures.start_growth - 1.0) * room);
+        // Where everything begins is not what fills a room, however little of that there is.
+        allowed = allowed.max(start.min(rate * figures.start_growth));
         if let Some(bad) = self.bad_load {
             let near = bad * figures.near_share;
             self.calm_steps =

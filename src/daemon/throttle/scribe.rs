@@ -1,6 +1,7 @@
 //! Writes down what the throttle decides: each change of zone as an event, and every few seconds how
 //! all stands, for `status` and `backfilld throttle`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -13,6 +14,8 @@ use crate::throttle::control::JobTick;
 use crate::throttle::law::Zone;
 use crate::throttle::report::Report;
 
+/// How long a job is held from its beginning on before that is told.
+const BEGINNING_TICKS: u32 = 15;
 /// How often the report is written, and while no job is walked how often of that.
 const REPORT_EVERY: Duration = Duration::from_secs(2);
 const IDLE_REPORTS: u32 = 5;
@@ -31,6 +34,8 @@ pub(super) struct Scribe {
 pub(super) struct Side {
     changes: mpsc::Sender<(String, String)>,
     report: watch::Sender<Report>,
+    /// Jobs that began in a zone of which is told only once it has lasted, and for how many ticks it has.
+    begun: BTreeMap<String, u32>,
 }
 
 impl Scribe {
@@ -38,7 +43,7 @@ impl Scribe {
         let (changes, unwritten) = mpsc::channel(WAITING_CHANGES);
         let report = watch::Sender::new(Report::default());
         let writing = tokio::spawn(write(place, unwritten, report.subscribe()));
-        Self { side: Some(Side { changes, report }), writing }
+        Self { side: Some(Side { changes, report, begun: BTreeMap::new() }), writing }
     }
 
     pub(super) fn side(&self) -> Side {
@@ -55,9 +60,26 @@ impl Scribe {
 }
 
 impl Side {
-    /// Takes note of what a tick has decided for a job, if its zone has changed.
-    pub(super) fn changed(&self, tick: &JobTick) {
-        let Some(text) = told(tick) else { return };
+    /// Takes note of what a tick has decided for a job, if its zone has changed. Little is known when a job
+    /// begins, which holds it for some seconds and is no news; if it lasts, it is.
+    pub(super) fn changed(&mut self, tick: &JobTick) {
+        let begins = tick.change.is_some_and(|change| change.from.is_none());
+        if begins && tick.told.zone.limits() && tick.told.zone < Zone::Cut {
+            self.begun.insert(tick.job.clone(), 0);
+            return;
+        }
+        let lasts = match self.begun.get_mut(&tick.job) {
+            Some(ticks) if tick.change.is_none() => {
+                *ticks += 1;
+                *ticks == BEGINNING_TICKS
+            }
+            _ => false,
+        };
+        if lasts || tick.change.is_some() {
+            self.begun.remove(&tick.job);
+        }
+        let text = if lasts { Some(in_a_sentence(tick, tick.decision.rows_per_second)) } else { told(tick) };
+        let Some(text) = text else { return };
         tracing::info!(job = %tick.job, "throttle {text}");
         if self.changes.try_send((tick.job.clone(), text)).is_err() {
             tracing::warn!(job = %tick.job, "too many changes of the throttle wait for the database; this one is not in the events");
@@ -70,20 +92,23 @@ impl Side {
 }
 
 /// A change in a sentence: `cut: query_latency 7.1ms >= 5.2ms (heartbeat write); 42000 -> 21000 rows/s`.
-/// None when nothing has changed, or a job begins with nothing in its way but that little is known yet.
+/// None when nothing has changed, or a job begins with nothing in its way.
 fn told(tick: &JobTick) -> Option<String> {
     let change = tick.change?;
-    let told = &tick.told;
-    if change.from.is_none() && told.zone < Zone::Cut {
+    if change.from.is_none() && !tick.told.zone.limits() {
         return None;
     }
-    let (before, after) = (change.rows_per_second_before, tick.decision.rows_per_second);
+    Some(in_a_sentence(tick, change.rows_per_second_before))
+}
+
+fn in_a_sentence(tick: &JobTick, before: f64) -> String {
+    let (told, after) = (&tick.told, tick.decision.rows_per_second);
     let rates = match (format!("{before:.0}"), format!("{after:.0}")) {
         _ if told.zone == Zone::Paused => String::new(),
         (before, after) if before == after => format!("; {after} rows/s"),
         (before, after) => format!("; {before} -> {after} rows/s"),
     };
-    Some(format!("{}: {}{rates}", told.zone.name(), told.reason))
+    format!("{}: {}{rates}", told.zone.name(), told.reason)
 }
 
 /// Ends when the throttle does.

@@ -87,7 +87,7 @@ impl Default for Figures {
             bad_rate_age_every: Duration::from_secs(180),
             lag_factor: 0.95,
             lag_floor: 0.5,
-            lag_growth: 1.05,
+            lag_growth: 1.02,
             resume_factor: 0.5,
             long_pause: Duration::from_secs(60),
             calm_ticks: 10,

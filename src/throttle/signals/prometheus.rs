@@ -49,8 +49,9 @@ impl Signal for Prometheus {
         // An answer that comes after the next question is no use.
         let within = within.min(self.interval).mul_f64(0.9);
         let query = utf8_percent_encode(&self.query, NON_ALPHANUMERIC);
-        let seconds = within.as_secs_f64();
-        let path = format!("/api/v1/query?query={query}&timeout={seconds:.3}s");
+        // Whole units alone: a server before 3.0 knows no fraction of one.
+        let milliseconds = within.as_millis();
+        let path = format!("/api/v1/query?query={query}&timeout={milliseconds}ms");
         let (status, body) = bounded(within, address.get(&path))
             .await
             .map_err(|error| format!("{}: {error}", address.host_and_port()))?;

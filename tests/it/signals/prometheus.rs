@@ -77,7 +77,7 @@ async fn the_query_is_asked_with_what_the_url_has() {
     assert_eq!(app.name, "prometheus.app");
     assert_eq!(app.figure().await, ("job=app".to_owned(), Figure::Number(0.042)));
     let request = requests.recv().unwrap();
-    let line = "GET /prom/api/v1/query?query=max%28p99%7Bjob%3D%7E%22app%7Cweb%22%7D%29%20%3E%200%20%2B%201&timeout=0.270s HTTP/1.1\r\n";
+    let line = "GET /prom/api/v1/query?query=max%28p99%7Bjob%3D%7E%22app%7Cweb%22%7D%29%20%3E%200%20%2B%201&timeout=270ms HTTP/1.1\r\n";
     assert!(request.starts_with(line), "{request}");
     let request = request.to_lowercase();
     assert!(request.contains(&format!("\r\nhost: {address}\r\n")), "{request}");
