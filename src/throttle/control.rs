@@ -312,10 +312,10 @@ impl Control {
         let every = self.setup.baseline_every;
         let rests = u32::try_from(board.latency.rests()).unwrap_or(u32::MAX);
         let wanted_rests = u32::try_from(baseline::RESTS).expect("small");
-        let every = if rests >= wanted_rests {
+        let every = if rests >= wanted_rests || self.jobs.values().any(|job| job.law.recovers()) {
+            // Nothing is to stand in the way of a rate that comes back from a load.
             every
-        } else if walked <= self.setup.start_rows_per_second && !self.jobs.values().any(|job| job.law.grows())
-        {
+        } else if walked <= self.setup.start_rows_per_second {
             // Perhaps it is the baseline that holds the rate down: one rest may well have met a lull.
             every / EARLY
         } else {

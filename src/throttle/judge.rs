@@ -174,7 +174,7 @@ impl Ruling<'_> {
         let utilisation = used(value);
         let usual_limit = if floor > 0.0 { measured.baseline_p95_seconds * limit / floor } else { limit };
         let usual_floor = if floor > 0.0 { measured.baseline_p95_seconds } else { 0.0 };
-        let usual_room = USUAL_ROOM * (usual_limit - usual_floor);
+        let usual_room = (USUAL_ROOM * (usual_limit - usual_floor)).max(LEAST_SLACK.as_secs_f64());
         let usually = |p95: f64| ((p95 - usual_floor) / usual_room).max(0.0);
         let (usual, latest) = (usually(measured.p95_seconds), usually(measured.newest_p95_seconds));
         let held = Held { reading, value, max: limit, critical, utilisation, note };

@@ -26,8 +26,8 @@ pub use figures::Figures;
 use lag::{Lag, Lags};
 pub use observation::{Load, Observation, Says, Zone};
 
-/// A rate that has not grown for so many ticks does not grow.
-const GROWS_TICKS: u32 = 30;
+/// For so many ticks after a cut the rate is on its way back.
+const RECOVERY_TICKS: u32 = 60;
 
 /// Between which rates the law moves, in rows a second.
 #[derive(Debug, Clone, PartialEq)]
@@ -130,10 +130,10 @@ impl Law {
         self.rate
     }
 
-    /// Whether the rate has grown lately: what holds it down, if anything does, does not for long.
+    /// Whether the rate was cut lately: the load that it was cut for is there, or has just gone.
     #[must_use]
-    pub fn grows(&self) -> bool {
-        self.since_growth < GROWS_TICKS
+    pub fn recovers(&self) -> bool {
+        self.since_cut < RECOVERY_TICKS
     }
 
     /// Goes on under other figures, from the rate that there is.

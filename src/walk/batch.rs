@@ -11,8 +11,9 @@
 //! The cursor is read anew in every batch, so that nothing that happened since (a COMMIT whose
 //! answer was lost, a server that crashed and forgot its last asynchronous commits) needs to be
 //! guessed. And it is moved only from where it was read: a COMMIT that was sent may still be carried
-//! out while its batch is tried again on another connection, which then finds itself overtaken. A batch is never abandoned half-way by dropping its future: the server would go on with
-//! the statement. It ends by the timeouts that the server enforces.
+//! out while its batch is tried again on another connection, which then finds itself overtaken. A batch
+//! is never abandoned half-way by dropping its future: the server would go on with the statement. It
+//! ends by the timeouts that the server enforces.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};

@@ -3,6 +3,12 @@
 use super::decisions::rate;
 use super::*;
 
+/// A cap for all jobs of the daemon, where they begin too.
+const CAP: [(&str, &str); 2] = [
+    ("BACKFILLD__THROTTLE__MAX_ROWS_PER_SECOND", "400"),
+    ("BACKFILLD__THROTTLE__START_ROWS_PER_SECOND", "400"),
+];
+
 #[tokio::test]
 async fn a_job_may_tighten_what_the_daemon_has_and_not_loosen_it() {
     let scene = Scene::with_items(100_000).await;
@@ -40,11 +46,7 @@ async fn a_job_that_limits_a_signal_nobody_reads_is_paused_and_says_so() {
 async fn the_least_of_all_caps_holds_and_is_named() {
     let scene = Scene::with_items(100_000).await;
     scene.submit("fill", "[limits]\nrows_per_second = 500\n[throttle]\nmax_rows_per_second = 300");
-    let environment = [
-        ("BACKFILLD__THROTTLE__MAX_ROWS_PER_SECOND", "400"),
-        ("BACKFILLD__THROTTLE__START_ROWS_PER_SECOND", "400"),
-    ];
-    let _daemon = scene.daemon(&environment);
+    let _daemon = scene.daemon(&CAP);
     until("the cap", PATIENCE, async || (rate(&scene, "fill") == Some(300.0)).then_some(())).await;
     assert_eq!(scene.zone("fill", "capped").await, "throttle.max_rows_per_second of the job = 300");
 }
@@ -54,11 +56,7 @@ async fn the_daemons_cap_is_shared_by_its_jobs() {
     let scene = Scene::with_items(100_000).await;
     scene.submit("one", "");
     scene.submit("other", "");
-    let environment = [
-        ("BACKFILLD__THROTTLE__MAX_ROWS_PER_SECOND", "400"),
-        ("BACKFILLD__THROTTLE__START_ROWS_PER_SECOND", "400"),
-    ];
-    let _daemon = scene.daemon(&environment);
+    let _daemon = scene.daemon(&CAP);
     for job in ["one", "other"] {
         until("half the cap", PATIENCE, async || (rate(&scene, job) == Some(200.0)).then_some(())).await;
         let reason = scene.zone(job, "capped").await;
@@ -71,18 +69,13 @@ async fn no_more_rows_are_walked_than_the_cap_allows() {
     let scene = Scene::with_items(100_000).await;
     scene.submit("one", "");
     scene.submit("other", "[limits]\nrows_per_second = 100");
-    let environment = [
-        ("BACKFILLD__THROTTLE__MAX_ROWS_PER_SECOND", "400"),
-        ("BACKFILLD__THROTTLE__START_ROWS_PER_SECOND", "400"),
-    ];
-    let _daemon = scene.daemon(&environment);
+    let _daemon = scene.daemon(&CAP);
     let walked = "SELECT rows_scanned::float8, extract(epoch FROM clock_timestamp() - started_at)::float8
                   FROM backfilld.status WHERE name = $1";
     let rows_and_seconds = async |job: &str| -> (f64, f64) {
         let row = scene.client.query_one(walked, &[&job]).await.unwrap();
         (row.get(0), row.get::<_, Option<f64>>(1).unwrap_or_default())
     };
-    // Each has half of the daemon's cap at least, and the one all that the other leaves when that stands still.
     for (job, cap) in [("one", 400.0), ("other", 100.0)] {
         let (rows, seconds) = until("five seconds of the walk", PATIENCE, async || {
             let walked = rows_and_seconds(job).await;
@@ -144,12 +137,10 @@ async fn a_job_that_stands_still_has_no_share_of_the_cap() {
     scene.submit("stopped", "[throttle.sql.knob]\ncritical = 5\nmax = 5");
     scene.turn_knob("6").await;
     let environment = [
-        ("BACKFILLD__THROTTLE__MAX_ROWS_PER_SECOND", "400"),
-        ("BACKFILLD__THROTTLE__START_ROWS_PER_SECOND", "400"),
         ("BACKFILLD__THROTTLE__SQL__KNOB__MAX", "1000"),
         ("BACKFILLD__THROTTLE__SQL__KNOB__CRITICAL", "2000"),
     ];
-    let _daemon = scene.daemon(&[&KNOB[..1], &KNOB[3..], &environment].concat());
+    let _daemon = scene.daemon(&[&KNOB[..1], &KNOB[3..], &CAP, &environment].concat());
     scene.zone("stopped", "paused").await;
     let reason = scene.zone("one", "capped").await;
     until("the whole cap", PATIENCE, async || (rate(&scene, "one") == Some(400.0)).then_some(())).await;

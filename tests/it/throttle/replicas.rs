@@ -23,11 +23,8 @@ async fn a_replica_that_is_missing_stops_the_walk_until_it_is_back() {
     assert!(scene.rows_scanned("fill").await > stands);
 }
 
-#[tokio::test]
-async fn lag_beyond_its_limit_stops_the_walk_until_the_replica_has_caught_up() {
-    let server = Server::start();
-    let replica = server.start_replica();
-    let scene = Scene::on(&server, 100_000).await;
+/// A daemon whose job stands still, since the replica replays nothing; a session there, and the reason told.
+async fn paused_by_lag(scene: &Scene, replica: &Server) -> (Daemon, Client, String) {
     scene.submit("fill", "");
     let limits = [
         ("BACKFILLD__THROTTLE__REPLICATION_LAG__TARGET", "500ms"),
@@ -35,11 +32,20 @@ async fn lag_beyond_its_limit_stops_the_walk_until_the_replica_has_caught_up() {
         SLOW_START,
         SLOW_MIN,
     ];
-    let _daemon = scene.daemon(&[&FAST, &limits[..]].concat());
+    let daemon = scene.daemon(&[&FAST, &limits[..]].concat());
     scene.walks_on("fill").await;
     let on_replica = crate::support::database::connect(&replica.url("postgres")).await;
     on_replica.batch_execute("SELECT pg_wal_replay_pause()").await.unwrap();
     let reason = scene.zone("fill", "paused").await;
+    (daemon, on_replica, reason)
+}
+
+#[tokio::test]
+async fn lag_beyond_its_limit_stops_the_walk_until_the_replica_has_caught_up() {
+    let server = Server::start();
+    let replica = server.start_replica();
+    let scene = Scene::on(&server, 100_000).await;
+    let (_daemon, on_replica, reason) = paused_by_lag(&scene, &replica).await;
     assert!(reason.starts_with("replication_lag ") && reason.contains("s > 2.0s (replica "), "{reason}");
     on_replica.batch_execute("SELECT pg_wal_replay_resume()").await.unwrap();
     scene.walks_on("fill").await;
@@ -51,18 +57,7 @@ async fn a_replica_that_goes_away_while_its_lag_stops_the_walk_lets_it_go_on() {
     let server = Server::start();
     let replica = server.start_replica();
     let scene = Scene::on(&server, 100_000).await;
-    scene.submit("fill", "");
-    let limits = [
-        ("BACKFILLD__THROTTLE__REPLICATION_LAG__TARGET", "500ms"),
-        ("BACKFILLD__THROTTLE__REPLICATION_LAG__MAX", "2s"),
-        SLOW_START,
-        SLOW_MIN,
-    ];
-    let _daemon = scene.daemon(&[&FAST, &limits[..]].concat());
-    scene.walks_on("fill").await;
-    let on_replica = crate::support::database::connect(&replica.url("postgres")).await;
-    on_replica.batch_execute("SELECT pg_wal_replay_pause()").await.unwrap();
-    scene.zone("fill", "paused").await;
+    let (_daemon, _on_replica, _) = paused_by_lag(&scene, &replica).await;
     replica.stop();
     scene.walks_on("fill").await;
 }
