@@ -10,7 +10,7 @@ use super::duration::Written;
 use crate::throttle::rule::{Limit, Max};
 
 /// How many times its quiet baseline p99 may be under "auto", unless the configuration says otherwise.
-pub const AUTO_MULTIPLE: f64 = 1.75;
+pub const AUTO_MULTIPLE: f64 = 1.5;
 
 /// What a limit can be given in.
 pub trait Quantity: Copy + fmt::Debug + PartialEq {

@@ -26,7 +26,7 @@ const STEP_SECONDS: f64 = 0.05;
 const STALE_AFTER: Duration = Duration::from_secs(10);
 const START: f64 = 2000.0;
 const MIN: f64 = 100.0;
-const AUTO_MULTIPLE: f64 = 1.75;
+const AUTO_MULTIPLE: f64 = 1.5;
 const REPLICATION_LAG: &str = "replication_lag";
 /// The lag is read a little before each tick, as a reading is never of the moment at which it is judged.
 const LAG_READ_AT_STEP: u32 = 14;
