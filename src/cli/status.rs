@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use tokio_postgres::Client;
 
 use super::arguments;
@@ -14,6 +14,7 @@ use super::failure::Failure;
 use super::{Context, output};
 use crate::state::StateError;
 use crate::state::status::{self, Status};
+use crate::throttle::law::Zone;
 
 const REDRAW_EVERY: Duration = Duration::from_secs(1);
 /// A bar's length: progress in hundredths of a per cent.
@@ -83,7 +84,10 @@ fn note(job: &Status) -> String {
         notes.push(error.clone());
     }
     match job.state.as_str() {
-        "running" if job.workers == 0 => notes.push("no daemon works on it".to_owned()),
+        // One that waits for its hours has handed its slice back.
+        "running" if job.workers == 0 && job.throttle.zone != Zone::Paused.name() => {
+            notes.push("no daemon works on it".to_owned());
+        }
         "pending" => notes.push("waits for a daemon".to_owned()),
         "running" => notes.extend(throttled(job)),
         _ => {}
@@ -153,7 +157,9 @@ impl Screen {
     fn draw(&mut self, jobs: &[Status]) -> Result<(), Failure> {
         let Some(bars) = &self.bars else {
             for job in jobs {
-                output::line(format!("{}  {}", job.name, told(job)))?;
+                let note = note(job);
+                let note = if note.is_empty() { note } else { format!(", {note}") };
+                output::line(format!("{}  {}{note}", job.name, told(job)))?;
             }
             return Ok(());
         };
@@ -170,9 +176,16 @@ impl Screen {
         let width = jobs.iter().map(|job| job.name.len()).max().unwrap_or(0);
         for job in jobs {
             let bar = self.shown.entry(job.name.clone()).or_insert_with(|| bars.add(ProgressBar::new(WHOLE)));
+            let note = note(job);
+            // A line of its own: it says why, and no terminal is wide enough for all in one.
+            let below = if note.is_empty() { "" } else { "\n  {note}" };
             let style =
-                ProgressStyle::with_template(&format!("{{prefix:{width}}} [{{bar:30}}] {{wide_msg}}"))
+                ProgressStyle::with_template(&format!("{{prefix:{width}}} [{{bar:20}}] {{wide_msg}}{below}"))
                     .expect("the template is constant but for a number")
+                    .with_key("note", move |_: &ProgressState, line: &mut dyn std::fmt::Write| {
+                        // Writing to a String does not fail.
+                        let _ = line.write_str(&note);
+                    })
                     .progress_chars("=> ");
             bar.set_style(style);
             bar.set_prefix(job.name.clone());
@@ -197,16 +210,12 @@ impl Screen {
 /// A job in one line, without its name.
 fn told(job: &Status) -> String {
     let mut parts = vec![output::percent(job.progress), job.state.clone()];
-    parts.push(format!("{} rows changed", output::count(job.rows_changed)));
     if job.state == "running" {
         parts.push(format!("{}/s", output::count(job.rows_per_second.round() as i64)));
         if let Some(eta) = job.eta_seconds {
             parts.push(format!("{} left", output::seconds(eta)));
         }
     }
-    let note = note(job);
-    if !note.is_empty() {
-        parts.push(note);
-    }
+    parts.push(format!("{} rows changed", output::count(job.rows_changed)));
     parts.join(", ")
 }

@@ -74,11 +74,14 @@ fn tell(of: &DaemonThrottle) -> Result<(), Failure> {
 
 /// The verdict, and why where figures do not say it.
 fn verdict(signal: &SignalReport) -> String {
-    if signal.reading.is_none() && signal.verdict != "open" {
-        format!("{}: {}", signal.verdict, signal.reason)
-    } else {
-        signal.verdict.clone()
-    }
+    let is_plain = match (signal.utilisation, signal.verdict.as_str()) {
+        (None, verdict) => verdict == "open",
+        (Some(used), "open") => used < 1.0,
+        (Some(used), "cut") => used >= 1.0,
+        (Some(used), "hold" | "ease") => (0.5..1.0).contains(&used),
+        _ => true,
+    };
+    if is_plain { signal.verdict.clone() } else { format!("{}: {}", signal.verdict, signal.reason) }
 }
 
 fn figure(signal: &SignalReport) -> Figure {

@@ -254,10 +254,13 @@ impl Supervisor {
     fn worker_ended(&mut self, claim: &Claim, ended: &Ended) {
         tracing::debug!(job = %claim.job, slice = claim.number, ?ended, "worker ended");
         self.held.remove(claim);
+        self.throttle.leave(&claim.job);
         if let Ended::Barred { job_revision } = ended {
             self.barred.insert(claim.job.clone(), *job_revision);
+        } else if !self.barred.contains_key(&claim.job) {
+            // Its hours may have ended with its last batch: nobody waits for them.
+            self.throttle.forget(&claim.job);
         }
-        self.throttle.leave(&claim.job);
         metrics::leases_held(self.held.len());
         self.measured = None;
     }

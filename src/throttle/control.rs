@@ -312,14 +312,16 @@ impl Control {
         let every = self.setup.baseline_every;
         let rests = u32::try_from(board.latency.rests()).unwrap_or(u32::MAX);
         let wanted_rests = u32::try_from(baseline::RESTS).expect("small");
-        let every = if rests >= wanted_rests || self.jobs.values().any(|job| job.law.recovers()) {
-            // Nothing is to stand in the way of a rate that comes back from a load.
+        let recovers = self.jobs.values().any(|job| job.law.recovers());
+        let every = if rests >= wanted_rests || recovers || board.latency.has_given_up() {
+            // Nothing is to stand in the way of a rate that comes back from a load; and a rest with a probe that
+            // gives no answer takes three times as long, and is in vain.
             every
         } else if walked <= self.setup.start_rows_per_second {
             // Perhaps it is the baseline that holds the rate down: one rest may well have met a lull.
             every / EARLY
         } else {
-            every * rests / wanted_rests
+            every * rests.max(1) / wanted_rests
         };
         // One that was given up is not begun again at once.
         let tried_lately = self.rested_at.is_some_and(|at| now.saturating_duration_since(at) < every);

@@ -190,7 +190,11 @@ impl Ruling<'_> {
             } else {
                 String::new()
             };
-            seen.reason = format!("{signal} p95 {p95} of at most {most} ({subject}{quiet})");
+            let against = if usual >= 1.0 { ">=" } else { "of at most" };
+            seen.reason = format!("{signal} p95 {p95} {against} {most} ({subject}{quiet})");
+        } else if utilisation >= 1.0 && at_least < 1.0 {
+            // Over its limit, and not cut.
+            seen.reason += ", by a few samples only";
         }
         if !seen.fresh && measured.full {
             seen.reason = format!(
@@ -245,9 +249,11 @@ impl Ruling<'_> {
             match &reading.figure {
                 Figure::Seconds(_) => seen.push(self.lag(reading, 1.0, (target, max))),
                 Figure::Bytes(_) => {
-                    // As seconds, so many bytes to one as the two limits say.
+                    // As seconds, so many bytes to one as the two limits say. Where there is none of time, any
+                    // will do, and half of it for a target.
+                    let limits = if limit.max == Duration::MAX { (0.5, 1.0) } else { (target, max) };
                     seen.extend(
-                        limit.max_bytes.map(|bytes| self.lag(reading, max / bytes as f64, (target, max))),
+                        limit.max_bytes.map(|bytes| self.lag(reading, limits.1 / bytes as f64, limits)),
                     );
                 }
                 Figure::Count(replicas) if *replicas < f64::from(limit.min_replicas) => {

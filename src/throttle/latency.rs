@@ -226,10 +226,18 @@ impl Latency {
             .all(|probe| probe.rested_at.is_some_and(|at| now.saturating_duration_since(at) < age))
     }
 
-    /// Of how many rests, of [`baseline::RESTS`], the baselines are made: the probe that has the fewest.
+    /// Of how many rests, of [`baseline::RESTS`], the baselines are made: the probe that has the fewest, but for
+    /// those that were given up.
     #[must_use]
     pub fn rests(&self) -> usize {
-        self.probes.values().map(|probe| probe.baseline.rests()).min().unwrap_or(0)
+        let measured = self.probes.values().filter(|probe| !probe.given_up);
+        measured.map(|probe| probe.baseline.rests()).min().unwrap_or(0)
+    }
+
+    /// Whether a probe was given up in the last rest: it fails, or takes too long for one.
+    #[must_use]
+    pub fn has_given_up(&self) -> bool {
+        self.probes.values().any(|probe| probe.given_up)
     }
 
     /// What every probe says at `now`. One that has not been answered for longer than its p99 says so

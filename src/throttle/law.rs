@@ -207,9 +207,8 @@ impl Law {
             Says::Lag { lag, max, .. } => lag > max,
             Says::Silence => false,
         };
-        let asked = |seen: &Observation| (seen.signal.clone(), seen.subject.clone());
         let by = self.pause.as_ref().map(|pause| &pause.by);
-        let has_asked = |seen: &Observation| by.is_some_and(|by| by.contains(&asked(seen)));
+        let has_asked = |seen: &Observation| by.is_some_and(|by| by.contains(&seen.asker()));
         // One that cannot be read any more may not tell its subject either.
         let signal_has_asked =
             |seen: &Observation| by.is_some_and(|by| by.iter().any(|(signal, _)| *signal == seen.signal));
@@ -219,7 +218,8 @@ impl Law {
         // Hysteresis: a pause ends later than it would begin.
         let prolongs = |seen: &&Observation| match seen.says {
             Says::Load(load) => (load.likely >= self.figures.cut_at || !seen.fresh) && has_asked(seen),
-            Says::Silence => signal_has_asked(seen),
+            Says::Silence if seen.subject.is_empty() => signal_has_asked(seen),
+            Says::Silence => has_asked(seen),
             // One that nothing of ours has held back for so long is no nearer to its target without us: it
             // is never there, and would keep the pause for ever.
             Says::Lag { lag, target, .. } => lag > target && has_asked(seen) && !lagged_long_ago,
@@ -235,7 +235,7 @@ impl Law {
                 pause.lagged_at = Some(now);
             }
             if load || lag {
-                pause.by.insert(asked(seen));
+                pause.by.insert(seen.asker());
             }
         }
         Some(Decision {

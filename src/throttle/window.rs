@@ -48,7 +48,7 @@ pub struct Quantile {
     /// What the p99 is likely to be at least, by the whole window.
     pub likely: Duration,
     /// 95 of 100 samples are not above it. It says less of the worst and far more surely so: five times as
-    /// many samples are above it.
+    /// many samples are above it. Zero where there are too few samples.
     pub p95: Duration,
     /// The same of the newest part of the window alone; zero where there are too few samples.
     pub newest_p95: Duration,
@@ -82,11 +82,6 @@ impl Window {
         }
     }
 
-    /// Of the newest part alone, once there are enough samples in it for two to be above.
-    fn newest_p95(&self) -> Duration {
-        if self.newest.len() >= ENOUGH_NEWEST_SAMPLES { p95(&self.newest) } else { Duration::ZERO }
-    }
-
     /// Forgets everything: what was measured so far says nothing any more.
     pub fn clear(&mut self) {
         *self = Self::new(self.length);
@@ -116,8 +111,8 @@ impl Window {
             p99: p99.max(surely),
             at_least: surely,
             likely,
-            p95: p95(&self.whole),
-            newest_p95: self.newest_p95(),
+            p95: p95_of(&self.whole, ENOUGH_SAMPLES),
+            newest_p95: p95_of(&self.newest, ENOUGH_NEWEST_SAMPLES),
             samples: self.whole.len(),
             full,
         });
@@ -135,6 +130,12 @@ pub(super) fn p99(histogram: &Histogram<u32>) -> Option<Duration> {
 /// The p95 of a histogram of microseconds; zero of an empty one.
 pub(super) fn p95(histogram: &Histogram<u32>) -> Duration {
     Duration::from_micros(histogram.value_at_quantile(0.95))
+}
+
+/// The p95 once there are enough samples. Of twenty it is the largest but one, which may be anything: the first
+/// seconds of a walk would be eased for nothing.
+fn p95_of(histogram: &Histogram<u32>, enough: u64) -> Duration {
+    if histogram.len() >= enough { p95(histogram) } else { Duration::ZERO }
 }
 
 /// What the p99 is likely to be at most, by the same measure as [`Quantile::likely`]; none of fewer than two
@@ -228,6 +229,20 @@ mod tests {
         }
         let found = window.quantile(end + INTERVAL * 6).unwrap();
         assert!(found.at_least >= Duration::from_millis(40), "the newest alone make it sure: {found:?}");
+    }
+
+    #[test]
+    fn the_p95_of_a_few_samples_says_nothing() {
+        let mut window = Window::new(Duration::from_secs(10));
+        let begin = Instant::now();
+        for sample in 0..100 {
+            let now = begin + INTERVAL * sample;
+            assert_eq!(window.quantile(now).map_or(Duration::ZERO, |found| found.p95), Duration::ZERO);
+            window.record(now, Duration::from_millis(if sample < 6 { 40 } else { 2 }), INTERVAL);
+        }
+        let found = window.quantile(begin + INTERVAL * 100).unwrap();
+        assert!(found.p95 >= Duration::from_millis(40), "{found:?}");
+        assert!(found.newest_p95 < Duration::from_millis(3), "{found:?}");
     }
 
     fn counts(histogram: &Histogram<u32>) -> Vec<(u64, u32)> {

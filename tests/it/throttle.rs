@@ -82,6 +82,11 @@ impl Scene {
         (run.code, run.stderr)
     }
 
+    /// Writes the daemon's configuration file, and says where it is.
+    fn configure(&self, text: &str) -> String {
+        job_file(self.folder.path(), "backfilld.toml", text).to_str().unwrap().to_owned()
+    }
+
     fn daemon(&self, environment: &[(&str, &str)]) -> Daemon {
         Daemon::start_with(self.url(), &[], environment)
     }

@@ -105,7 +105,8 @@ fn in_a_sentence(tick: &JobTick, before: f64) -> String {
     let (told, after) = (&tick.told, tick.decision.rows_per_second);
     let rates = match (format!("{before:.0}"), format!("{after:.0}")) {
         _ if told.zone == Zone::Paused => String::new(),
-        (before, after) if before == after => format!("; {after} rows/s"),
+        // A zone that has lasted is told some ticks after it began: how the rate moves now is another story.
+        (before, after) if before == after || told.zone != tick.decision.zone => format!("; {after} rows/s"),
         (before, after) => format!("; {before} -> {after} rows/s"),
     };
     format!("{}: {}{rates}", told.zone.name(), told.reason)

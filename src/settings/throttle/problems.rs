@@ -146,14 +146,19 @@ impl ThrottleSettings {
         for (signal, interval) in self.intervals() {
             let key = format!("throttle.{signal}.interval");
             let sensible = problems.duration(&key, interval, Duration::from_millis(100)..=HOUR);
-            problems.wrong(sensible && interval > self.stale_after, || {
-                format!(
-                    "{key} = {} must be throttle.stale_after = {} or less, or every reading is stale before the next: give a stale_after of twice the interval",
-                    told(interval),
-                    told(self.stale_after)
-                )
-            });
+            self.stale_problem(&key, interval, sensible, problems);
         }
+        self.stale_problem("throttle.query_latency.interval", self.query_latency.interval, true, problems);
+    }
+
+    fn stale_problem(&self, key: &str, interval: Duration, sensible: bool, problems: &mut Problems) {
+        problems.wrong(sensible && interval > self.stale_after, || {
+            format!(
+                "{key} = {} must be throttle.stale_after = {} or less, or every reading is stale before the next: give a stale_after of twice the interval",
+                told(interval),
+                told(self.stale_after)
+            )
+        });
     }
 }
 

@@ -27,6 +27,13 @@ pub struct Observation {
 }
 
 impl Observation {
+    /// Who it is that asks for a pause: signal and subject. Of what `prometheus.NAME` asks for only the largest series is
+    /// read, each time another one perhaps.
+    pub(super) fn asker(&self) -> (String, String) {
+        let subject = if self.signal.starts_with("prometheus.") { "" } else { &self.subject };
+        (self.signal.clone(), subject.to_owned())
+    }
+
     /// How much of its limit is used; none of what is not known.
     #[must_use]
     pub fn utilisation(&self) -> Option<f64> {

@@ -38,7 +38,7 @@ const READ_SETTINGS: &str = "SET enable_seqscan = off; SET enable_bitmapscan = o
      SET max_parallel_workers_per_gather = 0;";
 /// While nothing is walked there is nothing to decide, and one round of so many will do: for the baseline,
 /// and for whoever looks.
-const IDLE_ROUNDS: u32 = 4;
+const IDLE_ROUNDS: u32 = 10;
 /// Our own probes, and the user's.
 const CREWS: usize = 2;
 /// The most of a user's statement that goes into its probe's name.

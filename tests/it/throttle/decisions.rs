@@ -191,11 +191,11 @@ async fn auto_measures_the_quiet_latency_before_anything_is_walked() {
     let event = scene.event("fill", 0, "paused: ").await;
     assert!(event.starts_with("paused: query_latency: measuring the quiet latency first ("), "{event}");
     scene.ends("fill", "complete").await;
-    // 200 samples of a probe, one every 10 ms.
+    // 400 samples of a probe, one every 10 ms.
     let rested: bool = scene
         .client
         .query_one(
-            "SELECT j.finished_at - e.at > interval '1900 milliseconds'
+            "SELECT j.finished_at - e.at > interval '3900 milliseconds'
              FROM backfilld.job j JOIN backfilld.event e ON e.job = j.name
              WHERE e.kind = 'throttle' ORDER BY e.id LIMIT 1",
             &[],

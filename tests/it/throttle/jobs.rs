@@ -109,12 +109,10 @@ async fn a_job_that_may_not_walk_gives_its_place_to_another() {
     scene.submit("unread", "[throttle.sql.queue]\nmax = 5");
     let _daemon = scene.daemon(&[("BACKFILLD__DAEMON__MAX_RUNNING_JOBS", "1")]);
     for job in ["night", "unread"] {
-        scene.zone(job, "paused").await;
-        until("its slice to be handed back", PATIENCE, async || {
-            (scene.status(job)["workers"] == 0).then_some(())
-        })
-        .await;
+        handed_back(&scene, job).await;
     }
+    let told = backfilld(scene.url(), &["status"]).stdout;
+    assert!(told.contains("outside the schedule") && !told.contains("no daemon works on it"), "{told}");
     scene.submit("day", "");
     scene.ends("day", "complete").await;
     let reason = scene.zone("night", "paused").await;
@@ -128,6 +126,38 @@ async fn a_job_that_may_not_walk_gives_its_place_to_another() {
     scene.ends("night", "cancelled").await;
     assert_eq!(scene.submit_as("unread", "", &["--replace"]), (0, String::new()));
     scene.ends("unread", "complete").await;
+}
+
+/// Waits until a job that no daemon may walk has given back its slice.
+async fn handed_back(scene: &Scene, job: &str) {
+    scene.zone(job, "paused").await;
+    until("its slice to be handed back", PATIENCE, async || {
+        (scene.status(job)["workers"] == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_job_that_one_daemon_may_not_walk_is_walked_by_another() {
+    let scene = Scene::with_items(1000).await;
+    scene.submit("fill", "[throttle.sql.knob]\nmax = 5");
+    let _blind = scene.daemon(&[]);
+    handed_back(&scene, "fill").await;
+    let _reads_it = scene.daemon(&KNOB);
+    scene.ends("fill", "complete").await;
+    assert_eq!(scene.rows_scanned("fill").await, 1000);
+}
+
+#[tokio::test]
+async fn a_job_may_walk_once_a_reload_brings_the_signal_that_it_limits() {
+    let scene = Scene::with_items(1000).await;
+    scene.submit("fill", "[throttle.sql.knob]\nmax = 5");
+    let path = scene.configure("");
+    let daemon = Daemon::start_with(scene.url(), &["--config", &path], &[]);
+    handed_back(&scene, "fill").await;
+    scene.configure("[throttle.sql.knob]\nquery = 'SELECT reading FROM knob'\nmax = 10\n");
+    daemon.signal("HUP");
+    scene.ends("fill", "complete").await;
 }
 
 #[tokio::test]

@@ -116,16 +116,14 @@ async fn a_reload_takes_new_limits_and_keeps_the_walk() {
     let scene = Scene::with_items(100_000).await;
     scene.submit("fill", "");
     let config = |max: &str| {
-        let text = format!(
+        scene.configure(&format!(
             "[throttle]\nstart_rows_per_second = 50\nmin_rows_per_second = 10\n[throttle.sql.knob]\nquery = 'SELECT reading FROM knob'\nmax = {max}\ninterval = '100ms'\n"
-        );
-        job_file(scene.folder.path(), "backfilld.toml", &text)
+        ))
     };
-    let file = config("0.5");
-    let path = file.to_str().unwrap();
+    let path = config("0.5");
     let environment =
         [("BACKFILLD__THROTTLE__START_ROWS_PER_SECOND", "50"), ("BACKFILLD__THROTTLE__LAW__CALM_TICKS", "3")];
-    let daemon = Daemon::start_with(scene.url(), &["--config", path], &environment);
+    let daemon = Daemon::start_with(scene.url(), &["--config", &path], &environment);
     assert_eq!(scene.zone("fill", "cut").await, "sql.knob 1 >= 0.5");
     config("-1");
     daemon.signal("HUP");
@@ -136,6 +134,26 @@ async fn a_reload_takes_new_limits_and_keeps_the_walk() {
     scene.zone("fill", "open").await;
     let help = backfilld_with("", &["throttle", "--help"], &[]);
     assert!(help.stdout.contains("--json"), "{}", help.stdout);
+}
+
+#[tokio::test]
+async fn a_signal_taken_out_of_the_configuration_shows_no_last_value() {
+    let scene = Scene::with_items(1).await;
+    let path = scene.configure("[throttle.sql.knob]\nquery = 'SELECT reading FROM knob'\nmax = 10\n");
+    let daemon = Daemon::start_with(scene.url(), &["--config", &path], &[]);
+    let address = address(&daemon);
+    let used = || {
+        let (_, body) = get(&address, "/metrics");
+        value(&body, "backfilld_throttle_utilization_ratio{signal=\"sql.knob\"}")
+    };
+    until("the signal to be shown", PATIENCE, async || (used() == Some(0.1)).then_some(())).await;
+    scene.configure("");
+    daemon.signal("HUP");
+    until("the signal to be no more", PATIENCE, async || used()?.is_nan().then_some(())).await;
+    until("the command to say so", PATIENCE, async || {
+        (!backfilld(scene.url(), &["throttle"]).stdout.contains("sql.knob")).then_some(())
+    })
+    .await;
 }
 
 /// When the daemon last wrote down how its throttle stands, in seconds of an epoch.
