@@ -9,7 +9,7 @@ build: ## build the program: target/release/backfilld
 	@scripts/install-deps
 	cargo build --release --locked
 
-demo: build ## watch a million rows being backfilled on a live PostgreSQL, about three minutes
+demo: build ## watch half a million rows being backfilled on a live PostgreSQL, about three minutes
 	@demo/run
 
 test: ## every test, on real PostgreSQL servers
