@@ -27,7 +27,7 @@ pub struct Observation {
 }
 
 impl Observation {
-    /// Who it is that asks for a pause: signal and subject. Of what `prometheus.NAME` asks for only the largest series is
+    /// Who it is that asks for a pause: signal and subject. Of `prometheus.NAME` only the largest series is
     /// read, each time another one perhaps.
     pub(super) fn asker(&self) -> (String, String) {
         let subject = if self.signal.starts_with("prometheus.") { "" } else { &self.subject };
