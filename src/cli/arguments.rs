@@ -43,8 +43,12 @@ pub(super) enum Command {
     Cancel(Name),
     /// Let a failed or cancelled job go on from its cursor
     Retry(Name),
+    /// Change workers, rate, batch sizes or limits of a job while it runs
+    Tune(Tune),
     /// Block until a job ends: 0 complete, 3 failed, cancelled or timed out
     Wait(Wait),
+    /// Show the rows that could not be changed, or try them again
+    Quarantine(Quarantine),
     /// Show who changed what, and why
     Events(Events),
     /// Show what the throttle sees: each signal's reading, limit, utilisation, age and verdict
@@ -75,7 +79,7 @@ pub(super) struct Submit {
     /// Job files
     #[arg(required = true, value_name = "FILE")]
     pub(super) files: Vec<PathBuf>,
-    /// Replace a job of the same name: a change of [batch], [limits], [throttle] or [schedule] keeps its place, any other begins again
+    /// Replace a job of the same name: a change of [batch], [limits], [throttle], [schedule] or walk.workers keeps its place, any other begins again
     #[arg(long)]
     pub(super) replace: bool,
 }
@@ -114,6 +118,16 @@ pub(super) struct Name {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct Tune {
+    /// The job
+    #[arg(value_name = "NAME")]
+    pub(super) name: String,
+    /// Keys of the job file with new values, such as workers=4
+    #[arg(required = true, value_name = "KEY=VALUE")]
+    pub(super) changes: Vec<String>,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct Wait {
     /// The job
     #[arg(value_name = "NAME")]
@@ -121,6 +135,16 @@ pub(super) struct Wait {
     /// Give up after this time, such as 1h [default: never]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(super) timeout: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Quarantine {
+    /// The job
+    #[arg(value_name = "NAME")]
+    pub(super) name: String,
+    /// Try each again, as the job is now; what can be changed leaves the quarantine
+    #[arg(long)]
+    pub(super) retry: bool,
 }
 
 #[derive(Debug, Args)]

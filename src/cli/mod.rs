@@ -10,10 +10,12 @@ mod events;
 mod failure;
 mod init;
 mod output;
+mod quarantine;
 mod run;
 mod status;
 mod submit;
 mod throttle;
+mod tune;
 mod wait;
 
 use std::collections::BTreeMap;
@@ -64,6 +66,8 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Resume(command) => control::resume(&context()?, &command.name).await,
         Command::Cancel(command) => control::cancel(&context()?, &command.name).await,
         Command::Retry(command) => control::retry(&context()?, &command.name).await,
+        Command::Quarantine(command) => quarantine::run(&context()?, &command).await,
+        Command::Tune(command) => tune::run(&context()?, &command).await,
         Command::Wait(command) => wait::run(&context()?, &command).await,
         Command::Events(command) => events::run(&context()?, &command).await,
         Command::Throttle(command) => throttle::run(&context()?, &command).await,

@@ -23,9 +23,13 @@ impl Held {
         self.claims.values().cloned().collect()
     }
 
-    /// The jobs of which a slice is held.
-    pub(super) fn jobs(&self) -> Vec<String> {
-        self.claims.keys().map(|(job, _)| job.clone()).collect()
+    /// The jobs of which slices are held, and how many of each.
+    pub(super) fn jobs(&self) -> BTreeMap<&str, usize> {
+        let mut jobs = BTreeMap::new();
+        for (job, _) in self.claims.keys() {
+            *jobs.entry(job.as_str()).or_default() += 1;
+        }
+        jobs
     }
 
     pub(super) fn len(&self) -> usize {

@@ -7,9 +7,9 @@ use crate::database::{ConnectError, Database, Failure, describe};
 use crate::job::preflight::{self, Preflight, PreflightError};
 use crate::job::spec::Spec;
 use crate::state::slice::Range;
-use crate::state::{Actor, State, StateError, job};
-use crate::walk::estimate;
+use crate::state::{Actor, State, StateError, job, split};
 use crate::walk::keyset::Start;
+use crate::walk::{cut, estimate};
 
 /// Why no job could be started just now.
 #[derive(Debug, thiserror::Error)]
@@ -134,13 +134,36 @@ async fn measure(
             tracing::warn!(table = %keyset.table, reason = %describe(&error), "no sample of the rows; progress is the planner's guess");
             transaction.rollback().await?;
             let rows = estimate::planned_rows(&*client, keyset).await?;
-            let estimated_rows = rows.max(1);
-            return Ok((rows, vec![Range { first_key, last_key, estimated_rows }]));
+            return Ok((rows, slices(first_key, Vec::new(), last_key, rows.max(1))));
         }
         Err(error) => return Err(error),
     };
-    transaction.rollback().await?;
     // Both ends exist, so there is a row, whatever the sample says.
-    let estimated_rows = estimate.range_rows.max(1);
-    Ok((estimate.table_rows, vec![Range { first_key, last_key, estimated_rows }]))
+    let rows = estimate.range_rows.max(1);
+    let parts = i64::from(spec.walk.workers()).min(rows / split::LEAST_ROWS);
+    let cuts = if parts > 1 {
+        match cut::quantiles(&transaction, keyset, Start::At, &first_key, &last_key, parts).await {
+            Ok(cuts) => cuts,
+            // One slice will do: workers without any split it.
+            Err(error) if Failure::of(&error) == Failure::Contention => Vec::new(),
+            Err(error) => return Err(error),
+        }
+    } else {
+        Vec::new()
+    };
+    transaction.rollback().await?;
+    Ok((estimate.table_rows, slices(first_key, cuts, last_key, rows)))
+}
+
+/// The slices that end at each of the keys `cuts`, and the last one at `last_key`.
+fn slices(first_key: Vec<String>, cuts: Vec<Vec<String>>, last_key: Vec<String>, rows: i64) -> Vec<Range> {
+    let estimated_rows = (rows / i64::try_from(cuts.len() + 1).expect("a few slices")).max(1);
+    let mut begin = (first_key, false);
+    cuts.into_iter()
+        .chain([last_key])
+        .map(|end| {
+            let (first_key, first_is_others) = std::mem::replace(&mut begin, (end.clone(), true));
+            Range { first_key, first_is_others, last_key: end, estimated_rows }
+        })
+        .collect()
 }

@@ -109,6 +109,8 @@ pub(super) struct Supervisor {
     /// Turns in a row that failed, and when to try again.
     failures: u32,
     rest_until: Instant,
+    /// How many workers each job is to have here, as its spec said when it was last looked at.
+    wanted_workers: BTreeMap<String, usize>,
     /// Jobs that somebody was in the way of, and when.
     put_off: BTreeMap<String, Instant>,
     /// Jobs that may not be walked for reasons of their own, as they were when that was seen.
@@ -148,6 +150,7 @@ impl Supervisor {
             measured: None,
             failures: 0,
             rest_until: Instant::now(),
+            wanted_workers: BTreeMap::new(),
             put_off: BTreeMap::new(),
             barred: BTreeMap::new(),
             told_busy: None,
@@ -234,12 +237,13 @@ impl Supervisor {
             tracing::info!(%job, "job complete");
             self.measured = None;
         }
+        let workers = slice::workers(&**client, &self.state, &self.name).await?;
         drop(client);
+        self.throttle.share(&workers);
         self.look_at_barred().await?;
         if *self.mode.borrow() == Mode::Walking {
             self.start_jobs().await?;
-            let mut except = self.not_now();
-            while self.has_room() && self.claim_one(&mut except).await? {}
+            self.claim_all().await?;
         }
         let client = self.database.get().await?;
         // A job whose bounds hold no row has no slice to wait for.

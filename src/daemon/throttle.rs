@@ -19,6 +19,7 @@ use tokio::time::MissedTickBehavior;
 use super::metrics;
 use crate::database::{Database, Target};
 use crate::settings::throttle::ThrottleSettings;
+use crate::state::slice::Workers;
 use crate::state::{Actor, State};
 use crate::throttle::beats::Beats;
 use crate::throttle::board::Board;
@@ -102,6 +103,12 @@ impl Throttle {
         drop(board);
         self.tell_tables();
         handle
+    }
+
+    /// What part of a job's own rate is this daemon's, by its part of the workers.
+    pub(super) fn share(&self, workers: &[Workers]) {
+        let mut control = lock(&self.shared.control);
+        control.share(workers.iter().map(|job| (job.job.clone(), (job.own, job.all))).collect());
     }
 
     /// Whether the job may not be walked for reasons of its own.

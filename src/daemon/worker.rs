@@ -176,6 +176,7 @@ impl Worker {
                 max_quarantined_rows: self.spec.limits.max_quarantined_rows(),
                 rows_per_second: self.pace.rows_per_second(),
                 active_before: self.last_checkpoint.elapsed(),
+                workers: self.throttle.workers(),
                 lease: self.lease,
             };
             // The deadline is beyond everything that the server enforces. When it passes, the server
@@ -434,7 +435,7 @@ impl Worker {
     async fn report(&mut self, mut client: Object, batch: &Committed) {
         self.last_report = Instant::now();
         let totals = self.known.unwrap_or_default();
-        match self.estimate(&mut client, &batch.cursor_key, totals.rows_scanned).await {
+        match self.estimate(&mut client, batch, totals.rows_scanned).await {
             Ok(estimated_rows) => {
                 tracing::info!(job = %self.claim.job, slice = self.claim.number,
                                rows_scanned = totals.rows_scanned, rows_changed = totals.rows_changed,
@@ -451,7 +452,7 @@ impl Worker {
     async fn estimate(
         &self,
         client: &mut Object,
-        cursor_key: &[String],
+        batch: &Committed,
         rows_scanned: i64,
     ) -> Result<i64, String> {
         let transaction = client.transaction().await.map_err(|error| describe(&error))?;
@@ -461,8 +462,8 @@ impl Worker {
             &*transaction,
             &self.plan.keyset,
             Start::After,
-            cursor_key,
-            &self.claim.range.last_key,
+            &batch.cursor_key,
+            &batch.last_key,
             Some(self.table_rows).filter(|rows| *rows > 0),
         )
         .await

@@ -13,6 +13,7 @@ pub mod preflight;
 pub mod report;
 pub mod spec;
 pub mod submission;
+pub mod tune;
 
 pub use file::{Job, JobFileError};
 pub use preflight::{Preflight, PreflightError};

@@ -12,6 +12,7 @@ use tokio_postgres::{Client, Error, GenericClient};
 use super::known_keys::{likeness, nearest};
 use super::spec::Spec;
 use crate::database::{Failure, KeyValue, describe, identifier, key_parameters};
+use crate::state::job::Record;
 use crate::walk::batch::key_text_settings_sql;
 use crate::walk::key::{self, KeyError};
 use crate::walk::keyset::{Table, enclosed};
@@ -68,6 +69,18 @@ pub struct Fixed {
     pub key_index: String,
     /// The table.
     pub table_oid: u32,
+}
+
+impl Fixed {
+    /// What the start of a job has fixed; none before.
+    #[must_use]
+    pub fn of(record: &Record) -> Option<Self> {
+        Some(Self {
+            key_columns: record.key_columns.clone()?,
+            key_index: record.key_index.clone()?,
+            table_oid: record.table_oid?,
+        })
+    }
 }
 
 /// Examines a spec; `fixed` is given of a job that has started. The client must not be inside a

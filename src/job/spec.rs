@@ -60,6 +60,9 @@ pub struct Update {
     pub filter: Option<String>,
 }
 
+/// More workers than any server has use for.
+const MOST_WORKERS: u32 = 64;
+
 /// The key range and its order.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -83,6 +86,12 @@ impl Walk {
     #[must_use]
     pub fn key(&self) -> Option<&[String]> {
         self.key.as_deref()
+    }
+
+    /// How many slices a daemon walks at once.
+    #[must_use]
+    pub fn workers(&self) -> u32 {
+        self.workers.unwrap_or(1)
     }
 
     /// The direction.
@@ -286,8 +295,8 @@ impl Spec {
             "walk.key is empty: name the key's columns, or leave it out to take the primary key",
         );
         wrong(
-            walk.workers.is_some_and(|workers| workers != 1),
-            "walk.workers other than 1 is not supported yet by this version",
+            walk.workers.is_some_and(|workers| !(1..=MOST_WORKERS).contains(&workers)),
+            "walk.workers must be from 1 to 64",
         );
         wrong(
             walk.sweeps.is_some_and(|sweeps| sweeps != 0),

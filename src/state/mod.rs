@@ -7,7 +7,9 @@ pub mod daemon;
 pub mod event;
 pub mod heartbeat;
 pub mod job;
+pub mod quarantine;
 pub mod slice;
+pub mod split;
 pub mod status;
 pub mod submission;
 mod upgrade;
@@ -88,6 +90,12 @@ pub enum StateError {
         name: String,
         /// The keys that differ.
         difference: String,
+    },
+    /// Somebody else changed the job between two looks at it.
+    #[error("job \"{name}\" was changed by somebody else just now: look at it, and try again")]
+    ChangedMeanwhile {
+        /// The job.
+        name: String,
     },
     /// A row of the state schema that the program cannot have written.
     #[error("the state schema has a job that cannot be read: {0}: look at its spec in table job")]

@@ -12,11 +12,13 @@ use tokio_postgres::{GenericClient, Statement, Transaction};
 
 use super::{Actor, State, StateError};
 
-/// A key range in the order of the walk, both ends included.
+/// A key range in the order of the walk, its last key included.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Range {
     /// The first key, as text, one value a key column.
     pub first_key: Vec<String>,
+    /// The first key is the last one of the slice before: the walk begins behind it.
+    pub first_is_others: bool,
     /// The last key.
     pub last_key: Vec<String>,
     /// About how many rows lie in it.
@@ -47,8 +49,10 @@ pub struct Claim {
     pub epoch: i64,
     /// Whose claim it is.
     pub owner: String,
-    /// Its key range.
-    pub range: Range,
+    /// Its first key.
+    pub first_key: Vec<String>,
+    /// Its last key, as it was when it was claimed.
+    pub last_key: Vec<String>,
 }
 
 /// Where a slice's walk stands, read inside the transaction of a batch.
@@ -56,6 +60,8 @@ pub struct Claim {
 pub struct Position {
     /// The last key that was done; none before the first batch.
     pub cursor_key: Option<Vec<String>>,
+    /// Where the slice ends. It ends earlier once somebody has split it.
+    pub last_key: Vec<String>,
     /// What was done so far.
     pub totals: Totals,
     /// Whether the walk has come to its end.
@@ -73,6 +79,8 @@ pub struct Position {
 pub struct Advance<'a> {
     /// How many batches were committed when the cursor was read: it is moved from there only.
     pub batches_before: i64,
+    /// Where the slice ended then.
+    pub last_key: &'a [String],
     /// The table as SQL. Looked up once more now that the batch has locked it: it may have been renamed
     /// between the reading of the cursor and the lock.
     pub table: &'a str,
@@ -105,8 +113,8 @@ pub(super) async fn insert(
         transaction
             .execute_typed(
                 &state.sql(
-                    "INSERT INTO {s}.slice (job, number, first_key, last_key, estimated_rows)
-                     VALUES ($1, $2, $3, $4, $5)",
+                    "INSERT INTO {s}.slice (job, number, first_key, last_key, estimated_rows, cursor_key)
+                     VALUES ($1, $2, $3, $4, $5, CASE WHEN $6 THEN $3 END)",
                 ),
                 &[
                     (&job, Type::TEXT),
@@ -114,6 +122,7 @@ pub(super) async fn insert(
                     (&slice.first_key, Type::TEXT_ARRAY),
                     (&slice.last_key, Type::TEXT_ARRAY),
                     (&slice.estimated_rows, Type::INT8),
+                    (&slice.first_is_others, Type::BOOL),
                 ],
             )
             .await?;
@@ -121,17 +130,29 @@ pub(super) async fn insert(
     Ok(())
 }
 
+/// The jobs among which a slice is looked for.
+#[derive(Debug, Clone, Default)]
+pub struct Within {
+    /// None of these.
+    pub except: Vec<String>,
+    /// Of these only, if any are named.
+    pub only: Option<Vec<String>>,
+}
+
 /// Claims one slice of a running job that nobody works on: free, or its lease has run out, or the
 /// session of the daemon that held it is gone from the server, or it is the claimer's own, whose claim
-/// was committed while the answer was lost. Jobs named in `except` (those it works on) are left out.
+/// was committed while the answer was lost: those in `held` have theirs.
 pub async fn claim(
     client: &impl GenericClient,
     state: &State,
     owner: &str,
     lease: Duration,
-    except: &[String],
+    within: &Within,
+    held: &[Claim],
     actor: &Actor,
 ) -> Result<Option<Claim>, StateError> {
+    let jobs: Vec<&str> = held.iter().map(|claim| claim.job.as_str()).collect();
+    let numbers: Vec<i32> = held.iter().map(|claim| claim.number).collect();
     let row = client
         .query_typed_opt(
             &state.sql(
@@ -139,6 +160,8 @@ pub async fn claim(
                      SELECT s.job, s.number, s.owner AS previous_owner, s.lease_until
                      FROM {s}.slice s JOIN {s}.job j ON j.name = s.job
                      WHERE j.state = 'running' AND s.finished_at IS NULL AND s.job <> ALL ($3)
+                       AND ($5::text[] IS NULL OR s.job = ANY ($5))
+                       AND (s.job, s.number) NOT IN (SELECT * FROM unnest($6::text[], $7::int4[]))
                        AND (s.owner IS NULL
                             OR s.owner = $1
                             OR NOT {s}.is_held(s.owner, s.lease_until))
@@ -149,7 +172,7 @@ pub async fn claim(
                      SET owner = $1, epoch = s.epoch + 1, rows_per_second = 0,
                          lease_until = clock_timestamp() + make_interval(secs => $2)
                      FROM candidate c WHERE s.job = c.job AND s.number = c.number
-                     RETURNING s.job, s.number, s.epoch, s.first_key, s.last_key, s.estimated_rows,
+                     RETURNING s.job, s.number, s.epoch, s.first_key, s.last_key,
                                c.previous_owner, c.lease_until
                  ), told AS (
                      INSERT INTO {s}.event (job, kind, actor, reason)
@@ -162,13 +185,16 @@ pub async fn claim(
                                 ELSE ' was held by ' || previous_owner || ', whose session is gone' END
                      FROM claimed
                  )
-                 SELECT job, number, epoch, first_key, last_key, estimated_rows FROM claimed",
+                 SELECT job, number, epoch, first_key, last_key FROM claimed",
             ),
             &[
                 (&owner, Type::TEXT),
                 (&lease.as_secs_f64(), Type::FLOAT8),
-                (&except, Type::TEXT_ARRAY),
+                (&within.except, Type::TEXT_ARRAY),
                 (&actor.0, Type::TEXT),
+                (&within.only, Type::TEXT_ARRAY),
+                (&jobs, Type::TEXT_ARRAY),
+                (&numbers, Type::INT4_ARRAY),
             ],
         )
         .await?;
@@ -177,7 +203,8 @@ pub async fn claim(
         number: row.get(1),
         epoch: row.get(2),
         owner: owner.to_owned(),
-        range: Range { first_key: row.get(3), last_key: row.get(4), estimated_rows: row.get(5) },
+        first_key: row.get(3),
+        last_key: row.get(4),
     }))
 }
 
@@ -194,7 +221,7 @@ impl Statements {
         let position = state.sql(
             "SELECT s.cursor_key, s.batches, s.rows_scanned, s.rows_changed, s.rows_quarantined,
                     s.finished_at IS NOT NULL, j.state, j.revision,
-                    coalesce(to_regclass($5) = j.table_oid, false)
+                    coalesce(to_regclass($5) = j.table_oid, false), s.last_key
              FROM {s}.slice s JOIN {s}.job j ON j.name = s.job
              WHERE s.job = $1 AND s.number = $2 AND s.epoch = $3
                -- A slice that was walked to its end has no owner any more.
@@ -212,6 +239,7 @@ impl Statements {
                      lease_until = CASE WHEN NOT $10
                                         THEN clock_timestamp() + make_interval(secs => $11) END
                  WHERE job = $1 AND number = $2 AND epoch = $3 AND owner = $12 AND batches = $13
+                   AND last_key = $15
                    AND to_regclass($14) = (SELECT table_oid FROM {s}.job WHERE name = $1)
                  RETURNING job
              )
@@ -231,6 +259,7 @@ impl Statements {
             Type::TEXT,
             Type::INT8,
             Type::TEXT,
+            Type::TEXT_ARRAY,
         ];
         let advance_types = [&claim[..], &moves].concat();
         Ok(Self {
@@ -261,6 +290,7 @@ pub async fn position(
         job_state: row.get(6),
         job_revision: row.get(7),
         is_same_table: row.get(8),
+        last_key: row.get(9),
     }))
 }
 
@@ -276,7 +306,7 @@ pub async fn advance(
     claim: &Claim,
     advance: &Advance<'_>,
 ) -> Result<bool, StateError> {
-    let values: [&(dyn ToSql + Sync); 14] = [
+    let values: [&(dyn ToSql + Sync); 15] = [
         &claim.job,
         &claim.number,
         &claim.epoch,
@@ -291,41 +321,13 @@ pub async fn advance(
         &claim.owner,
         &advance.batches_before,
         &advance.table,
+        &advance.last_key,
     ];
     match client.query(&statements.advance, &values).await {
         Ok(_) => Ok(true),
         Err(error) if error.code() == Some(&LEASE_LOST) => Ok(false),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Sets a row aside that could not be changed, in the transaction that moves the cursor past it.
-pub async fn quarantine(
-    client: &impl GenericClient,
-    state: &State,
-    job: &str,
-    key: &[String],
-    sqlstate: &str,
-    message: &str,
-) -> Result<(), StateError> {
-    client
-        .execute_typed(
-            &state.sql("INSERT INTO {s}.quarantine (job, key, sqlstate, message) VALUES ($1, $2, $3, $4)"),
-            &[(&job, Type::TEXT), (&key, Type::TEXT_ARRAY), (&sqlstate, Type::TEXT), (&message, Type::TEXT)],
-        )
-        .await?;
-    Ok(())
-}
-
-/// How many rows of a job were set aside.
-pub async fn quarantined(client: &impl GenericClient, state: &State, job: &str) -> Result<i64, StateError> {
-    let row = client
-        .query_typed_one(
-            &state.sql("SELECT count(*) FROM {s}.quarantine WHERE job = $1"),
-            &[(&job, Type::TEXT)],
-        )
-        .await?;
-    Ok(row.get(0))
 }
 
 /// Writes down a better estimate of how many rows the slice has in all.
@@ -351,6 +353,39 @@ pub async fn estimate(
         )
         .await?;
     Ok(())
+}
+
+/// How many workers a job has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workers {
+    /// The job.
+    pub job: String,
+    /// Those of one daemon.
+    pub own: u32,
+    /// Those of all daemons.
+    pub all: u32,
+}
+
+/// How many workers `owner` has at each job, and how many there are in all.
+pub async fn workers(
+    client: &impl GenericClient,
+    state: &State,
+    owner: &str,
+) -> Result<Vec<Workers>, StateError> {
+    let rows = client
+        .query_typed(
+            &state.sql(
+                "SELECT job, count(*) FILTER (WHERE owner = $1), count(*) FROM {s}.slice
+                 WHERE owner IS NOT NULL AND (owner = $1 OR {s}.is_held(owner, lease_until)) GROUP BY job",
+            ),
+            &[(&owner, Type::TEXT)],
+        )
+        .await?;
+    let count = |number: i64| u32::try_from(number).expect("fewer slices than that");
+    Ok(rows
+        .iter()
+        .map(|row| Workers { job: row.get(0), own: count(row.get(1)), all: count(row.get(2)) })
+        .collect())
 }
 
 /// Hands a slice back, if it is still owned under this claim.

@@ -4,11 +4,11 @@ use postgres_types::Type;
 use serde_json::Value;
 use tokio_postgres::{Client, Transaction};
 
-use super::job::close_gate;
+use super::job::{Record, close_gate};
 use super::{Actor, State, StateError, event};
 
-/// The sections of a spec that say how fast to go and not what to do: changing them keeps the cursor.
-const TUNING_SECTIONS: [&str; 4] = ["batch", "limits", "throttle", "schedule"];
+/// The sections and keys of a spec that say how fast to go and not what to do: changing them keeps the cursor.
+const TUNING: [&str; 5] = ["batch", "limits", "throttle", "schedule", "walk.workers"];
 
 /// What a submission did.
 #[derive(Debug, PartialEq, Eq)]
@@ -78,16 +78,11 @@ async fn resubmit(
     if !replace {
         return Err(StateError::Different { name: name.to_owned(), difference });
     }
-    let only_tuning = different.iter().all(|key| {
-        TUNING_SECTIONS.iter().any(|section| key == section || key.starts_with(&format!("{section}.")))
-    });
+    let only_tuning = different
+        .iter()
+        .all(|key| TUNING.iter().any(|section| key == section || key.starts_with(&format!("{section}."))));
     if only_tuning {
-        transaction
-            .execute_typed(
-                &state.sql("UPDATE {s}.job SET spec = $2, revision = revision + 1 WHERE name = $1"),
-                &[(&name, Type::TEXT), (spec, Type::JSONB)],
-            )
-            .await?;
+        store_tuning(transaction, state, name, spec).await?;
         let reason = format!("changed {difference}; the walk goes on from its cursor");
         event::record(transaction, state, Some(name), "replaced", actor, &reason).await?;
         return Ok(Submitted::Retuned { state: row.get(1) });
@@ -125,6 +120,53 @@ async fn resubmit(
     );
     event::record(transaction, state, Some(name), "replaced", actor, &reason).await?;
     Ok(Submitted::Restarted { rows_forgotten })
+}
+
+/// Changes the tuning of a job, as long as it is as `known`.
+pub async fn tune(
+    client: &mut Client,
+    state: &State,
+    known: &Record,
+    spec: &Value,
+    actor: &Actor,
+) -> Result<Submitted, StateError> {
+    let different = differing_keys(&known.spec, spec);
+    if different.is_empty() {
+        return Ok(Submitted::Unchanged);
+    }
+    let name = &known.name;
+    let transaction = client.transaction().await?;
+    let row = transaction
+        .query_typed_opt(
+            &state.sql("SELECT state FROM {s}.job WHERE name = $1 AND revision = $2 FOR NO KEY UPDATE"),
+            &[(name, Type::TEXT), (&known.revision, Type::INT4)],
+        )
+        .await?;
+    let Some(row) = row else { return Err(StateError::ChangedMeanwhile { name: name.clone() }) };
+    store_tuning(&transaction, state, name, spec).await?;
+    let value = |key: &String| spec.pointer(&format!("/{}", key.replace('.', "/")));
+    let told: Vec<String> = different
+        .iter()
+        .map(|key| value(key).map_or_else(|| format!("{key} by default"), |value| format!("{key} = {value}")))
+        .collect();
+    event::record(&transaction, state, Some(name), "tuned", actor, &told.join(", ")).await?;
+    transaction.commit().await?;
+    Ok(Submitted::Retuned { state: row.get(0) })
+}
+
+async fn store_tuning(
+    transaction: &Transaction<'_>,
+    state: &State,
+    name: &str,
+    spec: &Value,
+) -> Result<(), StateError> {
+    transaction
+        .execute_typed(
+            &state.sql("UPDATE {s}.job SET spec = $2, revision = revision + 1 WHERE name = $1"),
+            &[(&name, Type::TEXT), (spec, Type::JSONB)],
+        )
+        .await?;
+    Ok(())
 }
 
 #[must_use]

@@ -51,6 +51,8 @@ pub struct Control {
     /// Jobs that nobody walks at this moment, since when, and what is remembered of them. A worker that hands
     /// its slice back and takes it again a moment later goes on at its rate.
     left: BTreeMap<String, (Instant, (Law, Option<Told>))>,
+    /// How many workers each job has here, and how many in all daemons.
+    workers: BTreeMap<String, (u32, u32)>,
     /// Since when the walk rests for the baseline to be measured.
     resting_since: Option<Instant>,
     /// When the last rest ended, with or without its samples.
@@ -101,6 +103,7 @@ impl Control {
             setup,
             jobs: BTreeMap::new(),
             left: BTreeMap::new(),
+            workers: BTreeMap::new(),
             resting_since: None,
             rested_at: None,
             still_since: None,
@@ -124,6 +127,21 @@ impl Control {
         self.resting_since = None;
     }
 
+    /// Takes note of how many workers each job has here, and how many in all daemons: what a job allows itself
+    /// is shared by them.
+    pub fn share(&mut self, workers: BTreeMap<String, (u32, u32)>) {
+        self.workers = workers;
+        for (job, entry) in &self.jobs {
+            entry.set_workers(self.part(job).1);
+        }
+    }
+
+    /// What part of what the job allows itself is this daemon's. A job whose first worker is just beginning
+    /// here may not be known yet: then it is the only one.
+    fn part(&self, job: &str) -> (u32, u32) {
+        self.workers.get(job).copied().filter(|(own, _)| *own > 0).unwrap_or((1, 1))
+    }
+
     /// Begins to decide for a job, at once. Further workers of a job share its rate.
     pub fn register(
         &mut self,
@@ -138,7 +156,7 @@ impl Control {
             entry.holders += 1;
             return entry.handle();
         }
-        let bounds = self.bounds(&terms, 1 + self.walked_beside(job));
+        let bounds = self.bounds(&terms, 1 + self.walked_beside(job), self.part(job));
         let long_pause = self.setup.figures.long_pause;
         self.left.retain(|_, (since, _)| now.saturating_duration_since(*since) < long_pause);
         let (law, told) = self
@@ -218,7 +236,7 @@ impl Control {
     /// The decision for one job. In a rest nothing runs, whatever the law says.
     fn decide(&mut self, job: &str, board: &mut Board, now: Instant, wall: Timestamp) -> Decision {
         let entry = &self.jobs[job];
-        let bounds = self.bounds(&entry.terms, 1 + self.walked_beside(job));
+        let bounds = self.bounds(&entry.terms, 1 + self.walked_beside(job), self.part(job));
         let bench = Bench { now, stale_after: self.setup.stale_after, table: entry.terms.table };
         let mut observations = judge::observe(board, &self.setup.rules, bench);
         observations.extend(judge::observe(board, &entry.terms.rules, bench));
@@ -250,17 +268,21 @@ impl Control {
 
     /// The rates that a job may have: the least of all caps, the daemon's shared evenly by the jobs that are
     /// walked.
-    fn bounds(&self, terms: &Terms, jobs: usize) -> Bounds {
+    fn bounds(&self, terms: &Terms, jobs: usize, (own_workers, all_workers): (u32, u32)) -> Bounds {
         let share = self.setup.max_rows_per_second / jobs as f64;
-        let own = |rate: Option<f64>| rate.unwrap_or(f64::INFINITY);
+        let part = f64::from(own_workers) / f64::from(all_workers);
+        let own = |rate: Option<f64>| rate.unwrap_or(f64::INFINITY) * part;
         let caps = [
             (own(terms.rows_per_second), "limits.rows_per_second"),
             (own(terms.max_rows_per_second), "throttle.max_rows_per_second of the job"),
             (share, "throttle.max_rows_per_second of the daemon"),
         ];
         let (max, key) = caps.into_iter().min_by(|one, other| one.0.total_cmp(&other.0)).expect("three caps");
-        let shared = if key.ends_with("daemon") && jobs > 1 {
+        let of_daemon = key.ends_with("of the daemon");
+        let shared = if of_daemon && jobs > 1 {
             format!(" (shared by {jobs} jobs)")
+        } else if !of_daemon && own_workers < all_workers {
+            format!(" ({own_workers} of {all_workers} workers are here)")
         } else {
             String::new()
         };

@@ -56,6 +56,8 @@ struct Meter {
     rows: AtomicU64,
     batches_in_flight: AtomicU32,
     barred: AtomicBool,
+    /// Of all daemons together.
+    workers: AtomicU32,
 }
 
 /// One job as the throttle has it.
@@ -125,6 +127,11 @@ impl Entry {
 
     pub(super) fn bar(&self, barred: bool) {
         self.meter.barred.store(barred, Ordering::Relaxed);
+    }
+
+    /// So many workers of all daemons are at it.
+    pub(super) fn set_workers(&self, workers: u32) {
+        self.meter.workers.store(workers, Ordering::Relaxed);
     }
 
     /// It takes part in what is walked at this moment.
@@ -229,6 +236,12 @@ impl JobThrottle {
     #[must_use]
     pub fn is_barred(&self) -> bool {
         self.meter.barred.load(Ordering::Relaxed)
+    }
+
+    /// How many workers are at the job, those of other daemons too.
+    #[must_use]
+    pub fn workers(&self) -> u32 {
+        self.meter.workers.load(Ordering::Relaxed).max(1)
     }
 
     /// Waits until `rows` may go. May be dropped while it waits.

@@ -20,12 +20,13 @@ use std::time::{Duration, Instant};
 
 use deadpool_postgres::ClientWrapper;
 use futures_util::future;
-use postgres_types::{ToSql, Type};
+use postgres_types::Type;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::keyset::{self, Keyset, Start};
-use crate::database::{Failure, KeyValue, describe, describe_with_detail, key_parameters, literal};
-use crate::state::{State, StateError, job, slice};
+use super::parameters::Parameters;
+use crate::database::{Failure, describe, describe_with_detail, literal};
+use crate::state::{State, StateError, job, quarantine, slice};
 
 /// What holds for every batch of a job.
 #[derive(Debug, Clone)]
@@ -129,6 +130,9 @@ pub struct Request {
     pub rows_per_second: f64,
     /// Time walked since the last batch, this one's excepted.
     pub active_before: Duration,
+    /// How many workers walk the job at this time: the time of each counts for its part, so that all together
+    /// are the time in which the job was walked.
+    pub workers: u32,
     /// How long the lease runs from the commit on.
     pub lease: Duration,
 }
@@ -176,6 +180,8 @@ pub struct Committed {
     pub set_aside: Option<SetAside>,
     /// Where the cursor stands now.
     pub cursor_key: Vec<String>,
+    /// Where the slice ends now.
+    pub last_key: Vec<String>,
     /// Whether the slice is walked to its end.
     pub finished: bool,
     /// Time the server spent on the rows: finding the bound and changing them.
@@ -279,6 +285,7 @@ pub async fn run(
 
     let advance = slice::Advance {
         batches_before: position.totals.batches,
+        last_key: &position.last_key,
         table: &table,
         cursor_key: &extent.last_key,
         rows_scanned: i64::try_from(extent.rows).expect("a batch has at most max_rows rows"),
@@ -286,7 +293,7 @@ pub async fn run(
         rows_quarantined: i64::from(set_aside.is_some()),
         finished: extent.is_last,
         rows_per_second: request.rows_per_second,
-        active: request.active_before + started.elapsed(),
+        active: (request.active_before + started.elapsed()) / request.workers.max(1),
         lease: request.lease,
     };
     // Sent together too. An advance that finds the lease gone raises an error, and a COMMIT of a failed
@@ -305,6 +312,7 @@ pub async fn run(
         rows_quarantined: u64::from(set_aside.is_some()),
         set_aside,
         cursor_key: extent.last_key,
+        last_key: position.last_key,
         finished: extent.is_last,
         execution,
     }))
@@ -347,15 +355,15 @@ async fn extent(
 ) -> Result<Extent, BatchError> {
     let (start, start_key) = match &position.cursor_key {
         Some(cursor) => (Start::After, cursor.clone()),
-        None => (Start::At, claim.range.first_key.clone()),
+        None => (Start::At, claim.first_key.clone()),
     };
-    let slice_end = &claim.range.last_key;
+    let slice_end = &position.last_key;
     let rows_wanted = i64::try_from(rows).expect("max_rows is validated to fit");
     let offset = rows_wanted - 1;
     let bound = {
-        let range = Parameters::new(plan, &start_key, slice_end);
+        let range = Parameters::new(&plan.keyset, &start_key, slice_end);
         client
-            .query_typed_opt(&plan.keyset.bound_sql(start), &range.with(&offset))
+            .query_typed_opt(&plan.keyset.bound_sql(start), &range.with(&[(&offset, Type::INT8)]))
             .await
             .map_err(BatchError::at(Step::Bound))?
             .map(|row| row.get::<_, Vec<String>>(0))
@@ -372,9 +380,9 @@ async fn extent(
         return Ok(Extent { start, start_key, last_key: slice_end.clone(), rows: 0, is_last: true });
     }
     // Fewer rows are left than the batch may have: take all, and say how many they were.
-    let range = Parameters::new(plan, &start_key, slice_end);
+    let range = Parameters::new(&plan.keyset, &start_key, slice_end);
     let rest: i64 = client
-        .query_typed_one(&plan.keyset.count_sql(start), &range.with(&rows_wanted))
+        .query_typed_one(&plan.keyset.count_sql(start), &range.with(&[(&rows_wanted, Type::INT8)]))
         .await
         .map_err(BatchError::at(Step::Bound))?
         .get(0);
@@ -407,7 +415,7 @@ async fn change_rows(
     if is_single {
         client.batch_execute("SAVEPOINT row").await.map_err(at())?;
     }
-    let range = Parameters::new(plan, &extent.start_key, &extent.last_key);
+    let range = Parameters::new(&plan.keyset, &extent.start_key, &extent.last_key);
     let sql = plan.keyset.update_sql(&plan.change, extent.start, &extent.start_key, &extent.last_key);
     let error = match client.execute_typed(&sql, &range.all()).await {
         Ok(rows) => return Ok(Change::Rows(rows)),
@@ -417,38 +425,14 @@ async fn change_rows(
     client.batch_execute("ROLLBACK TO SAVEPOINT row").await.map_err(at())?;
     let row = SetAside { key: extent.last_key.clone(), message: describe(&error) };
     let quarantined =
-        slice::quarantined(client, state, &claim.job).await.map_err(BatchError::at_state(Step::Rows))?;
+        quarantine::count(client, state, &claim.job).await.map_err(BatchError::at_state(Step::Rows))?;
     let quarantined = u64::try_from(quarantined).expect("a count is not negative");
     if quarantined >= request.max_quarantined_rows {
         return Ok(Change::Refused { row, quarantined });
     }
     let sqlstate = error.code().map_or("", |state| state.code());
-    slice::quarantine(client, state, &claim.job, &row.key, sqlstate, &describe_with_detail(&error))
+    quarantine::set_aside(client, state, &claim.job, &row.key, sqlstate, &describe_with_detail(&error))
         .await
         .map_err(BatchError::at_state(Step::Rows))?;
     Ok(Change::SetAside(row))
-}
-
-/// The two ends of a key range as parameters of a statement.
-struct Parameters<'a> {
-    values: Vec<(KeyValue<'a>, Type)>,
-}
-
-impl<'a> Parameters<'a> {
-    fn new(plan: &Plan, start: &'a [String], end: &'a [String]) -> Self {
-        let types = plan.keyset.parameter_types();
-        assert_eq!(start.len(), types.len(), "a slice's first key and cursor are whole keys");
-        assert_eq!(end.len(), types.len(), "a slice's last key is a whole key");
-        Self { values: [key_parameters(start, &types), key_parameters(end, &types)].concat() }
-    }
-
-    fn all(&self) -> Vec<(&(dyn ToSql + Sync), Type)> {
-        self.values.iter().map(|(value, kind)| (value as &(dyn ToSql + Sync), kind.clone())).collect()
-    }
-
-    fn with<'b>(&'b self, number: &'b i64) -> Vec<(&'b (dyn ToSql + Sync), Type)> {
-        let mut all = self.all();
-        all.push((number, Type::INT8));
-        all
-    }
 }

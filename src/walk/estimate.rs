@@ -4,6 +4,7 @@ use postgres_types::{ToSql, Type};
 use tokio_postgres::GenericClient;
 
 use super::keyset::{End, Keyset, Start};
+use super::parameters::Parameters;
 use crate::database::key_parameters;
 
 /// About how many pages a sample reads: at 8 KiB a page, 8 MiB whatever the table.
@@ -53,6 +54,20 @@ pub async fn planned_rows(
     Ok(rows.unwrap_or(0.0) as i64)
 }
 
+/// The share of the table's pages, in percent, that make a sample.
+pub(super) async fn sample_percent(
+    client: &impl GenericClient,
+    keyset: &Keyset,
+) -> Result<f32, tokio_postgres::Error> {
+    let sql = "SELECT pg_relation_size($1) / current_setting('block_size')::float8";
+    let row = client.query_typed_one(sql, &[(&keyset.table.oid, Type::OID)]).await?;
+    Ok(percent_of(row.get(0)))
+}
+
+fn percent_of(pages: f64) -> f32 {
+    (100.0 * SAMPLE_PAGES / pages.max(1.0)).min(100.0) as f32
+}
+
 /// Estimates the rows of a key range.
 ///
 /// The share of the range comes from a sample of pages. The rows of the table come from
@@ -79,13 +94,9 @@ pub async fn rows(
     if pages < 1.0 {
         return Ok(Estimate { table_rows: 0, range_rows: 0 });
     }
-    let percent = (100.0 * SAMPLE_PAGES / pages).min(100.0);
-    let types = keyset.parameter_types();
-    let values = [key_parameters(first_key, &types), key_parameters(last_key, &types)].concat();
-    let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> =
-        values.iter().map(|(value, kind)| (value as &(dyn ToSql + Sync), kind.clone())).collect();
-    let percent_as_real = percent as f32;
-    parameters.push((&percent_as_real, Type::FLOAT4));
+    let percent = percent_of(pages);
+    let range = Parameters::new(keyset, first_key, last_key);
+    let parameters = range.with(&[(&percent, Type::FLOAT4)]);
     let row = client.query_typed_one(&keyset.sample_sql(start), &parameters).await?;
     let (sampled, in_range, sampled_pages): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
     if sampled == 0 {

@@ -169,14 +169,20 @@ impl Keyset {
         self.columns.iter().map(|column| column.parameter_type.clone()).collect()
     }
 
+    /// The key's columns as SQL.
+    pub(super) fn column_list(&self) -> String {
+        let columns: Vec<String> = self.columns.iter().map(|column| identifier(&column.name)).collect();
+        columns.join(", ")
+    }
+
     /// The key's values as an array of texts, for reading them.
-    fn key_as_text(&self) -> String {
+    pub(super) fn key_as_text(&self) -> String {
         let values: Vec<String> =
             self.columns.iter().map(|column| format!("{}::text", identifier(&column.name))).collect();
         format!("ARRAY[{}]", values.join(", "))
     }
 
-    fn order_by(&self, order: Order) -> String {
+    pub(super) fn order_by(&self, order: Order) -> String {
         let terms: Vec<String> = self
             .columns
             .iter()
@@ -240,11 +246,10 @@ impl Keyset {
     /// The key is made into text outside the subquery: inside, it would be for every row passed over.
     #[must_use]
     pub fn bound_sql(&self, start: Start) -> String {
-        let columns: Vec<String> = self.columns.iter().map(|column| identifier(&column.name)).collect();
         format!(
             "SELECT {key}\nFROM (SELECT {columns}\n      FROM ONLY {table}\n      WHERE {range}\n      ORDER BY {order}\n      OFFSET ${offset}::bigint LIMIT 1) bound",
             key = self.key_as_text(),
-            columns = columns.join(", "),
+            columns = self.column_list(),
             table = self.table.sql(),
             range = self.range(start),
             order = self.order_by(self.order),

@@ -4,13 +4,17 @@
 //! change comes in as a [`Plan`], how many rows as a number, and what happened goes out.
 //!
 //! Read in this order: [`keyset`] (the SQL), [`batch`] (the transaction), [`sizer`] and
-//! [`isolation`] (how many rows), [`key`] (which index), [`estimate`] (how many there are).
+//! [`isolation`] (how many rows), [`key`] (which index), [`estimate`] (how many there are), [`cut`] (where
+//! one worker's part ends and another's begins), [`again`] (rows that were set aside).
 
+pub mod again;
 pub mod batch;
+pub mod cut;
 pub mod estimate;
 pub mod isolation;
 pub mod key;
 pub mod keyset;
+mod parameters;
 pub mod read;
 pub mod sizer;
 

@@ -16,3 +16,4 @@ mod rooms;
 mod schema;
 mod signals;
 mod throttle;
+mod workers;

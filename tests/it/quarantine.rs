@@ -310,3 +310,41 @@ async fn none_is_allowed() {
     let wrong = "SELECT count(*) FROM t WHERE changes > 1 OR changes > 0 AND id >= 42";
     assert_eq!(outcome.client.query_one(wrong, &[]).await.unwrap().get::<_, i64>(0), 0);
 }
+
+#[tokio::test]
+async fn rows_that_were_corrected_are_changed_when_they_are_tried_again() {
+    let outcome = outcome(
+        &table(100, "divisor integer, filled integer", "(id NOT IN (7, 50, 80, 99))::integer, NULL"),
+        30,
+        "set = { filled = '100 / divisor' }",
+    )
+    .await;
+    outcome.assert_complete(96, &[7, 50, 80, 99], "22012", "division by zero").await;
+    let url = outcome.database.url();
+    let told = backfilld(url, &["quarantine", "q"]);
+    assert_eq!(told.code, 0, "{told:?}");
+    assert_eq!(told.stdout.lines().filter(|line| line.contains("22012")).count(), 4, "{told:?}");
+    assert!(told.stdout.contains("key (50)  22012  "), "{told:?}");
+
+    outcome
+        .client
+        .batch_execute(
+            "UPDATE t SET divisor = 4, changes = -1 WHERE id IN (7, 50); DELETE FROM t WHERE id = 80",
+        )
+        .await
+        .unwrap();
+    let told = backfilld(url, &["quarantine", "q", "--retry"]);
+    assert_eq!(told.code, 1, "{told:?}");
+    assert!(told.stdout.contains("key (99): still cannot be changed: "), "{told:?}");
+    assert!(told.stderr.contains("2 of 4 rows changed, 1 had nothing left to change, 1 stay"), "{told:?}");
+    let (status, left) = state(&outcome.client, url).await;
+    assert_eq!((left.len(), left[0].0[0].as_str()), (1, "99"));
+    assert_eq!((&status["rows_quarantined"], &status["rows_changed"]), (&1.into(), &98.into()), "{status}");
+    assert_eq!(outcome.changed_once(&[99]).await, 98);
+
+    outcome.client.batch_execute("UPDATE t SET divisor = 1, changes = -1 WHERE id = 99").await.unwrap();
+    let told = backfilld(url, &["quarantine", "q", "--retry"]);
+    assert_eq!((told.code, told.stderr.as_str()), (0, ""), "{told:?}");
+    let told = backfilld(url, &["quarantine", "q"]);
+    assert_eq!(told.stdout, "no row of job q is in quarantine\n");
+}

@@ -10,14 +10,17 @@ use crate::daemon::metrics;
 use crate::daemon::start::{self, Next};
 use crate::daemon::worker::{Assignment, Worker};
 use crate::database::{Failure, describe};
-use crate::job::preflight::{self, Fixed, PreflightError};
+use crate::job::preflight::{self, Fixed, Preflight, PreflightError};
 use crate::job::spec::Spec;
-use crate::state::{StateError, job, slice};
+use crate::state::slice::{Within, Workers};
+use crate::state::split::Rest;
+use crate::state::{Actor, State, StateError, job, slice, split};
 use crate::throttle::JobThrottle;
 use crate::throttle::job::Terms;
 use crate::throttle::watched::{KeyRead, Watched};
-use crate::walk::Keyset;
-use crate::walk::read;
+use crate::walk::batch::key_text_settings_sql;
+use crate::walk::keyset::Start;
+use crate::walk::{Keyset, cut, read};
 
 /// How long a job is left alone that somebody was in the way of.
 const PUT_OFF: Duration = Duration::from_secs(5);
@@ -27,17 +30,26 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 impl Supervisor {
     /// Starts pending jobs while there is room for them.
     pub(super) async fn start_jobs(&mut self) -> Result<(), TurnError> {
-        while self.has_room() {
-            let except = self.not_now();
+        while self.has_room() && self.has_room_for_a_job() {
+            let except = self.within(1).except;
             match start::next(&self.database, &self.state, &except, &self.actor).await? {
                 Next::Nothing => break,
                 // Its slice is claimed before the next job is taken, so that no more are started than
                 // there is room for.
                 Next::Taken => {
-                    self.claim_one(&mut self.not_now()).await?;
+                    self.claim_one(1).await?;
                 }
                 Next::Busy { job, reason } => self.put_off(&job, &reason),
             }
+        }
+        Ok(())
+    }
+
+    /// Claims slices while there is room: first one of each job, then more of those that want more workers.
+    /// Where none is left to claim, one is split.
+    pub(super) async fn claim_all(&mut self) -> Result<(), TurnError> {
+        for workers in [1, usize::MAX] {
+            while self.has_room() && (self.claim_one(workers).await? || self.split_one(workers).await?) {}
         }
         Ok(())
     }
@@ -58,11 +70,19 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The jobs that need no look now: those worked on, those that are barred, and those that somebody was
-    /// just in the way of.
-    pub(super) fn not_now(&self) -> Vec<String> {
+    /// Where to look for a slice: not among the jobs that are barred, that somebody was just in the way of, or
+    /// that have as many workers here as they want, or `workers`. Without room for another job, only among
+    /// those that are worked on.
+    fn within(&self, workers: usize) -> Within {
         let put_off = self.put_off.iter().filter(|(_, since)| since.elapsed() < PUT_OFF).map(|(job, _)| job);
-        self.held.jobs().into_iter().chain(self.barred.keys().cloned()).chain(put_off.cloned()).collect()
+        let held = self.held.jobs();
+        let is_full = |job: &str, at_work: usize| {
+            at_work >= workers.min(self.wanted_workers.get(job).copied().unwrap_or(1))
+        };
+        let full = held.iter().filter(|(job, at_work)| is_full(job, **at_work)).map(|(job, _)| *job);
+        let except = full.map(str::to_owned).chain(self.barred.keys().chain(put_off).cloned()).collect();
+        let only = (!self.has_room_for_a_job()).then(|| held.keys().map(|job| (*job).to_owned()).collect());
+        Within { except, only }
     }
 
     /// Leaves a job alone for a few seconds; says so, once a minute at most.
@@ -74,32 +94,86 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn has_room(&self) -> bool {
-        self.held.len() < self.options.settings.daemon.max_running_jobs.min(self.workers_at_most)
+    /// Whether there is a connection for another worker.
+    fn has_room(&self) -> bool {
+        self.held.len() < self.workers_at_most
     }
 
-    /// Claims a slice that nobody works on, of a job not in `except`, and gives it to a worker. False
-    /// when there is none. The job joins `except`: one worker a job, for now.
-    pub(super) async fn claim_one(&mut self, except: &mut Vec<String>) -> Result<bool, TurnError> {
+    fn has_room_for_a_job(&self) -> bool {
+        self.held.jobs().len() < self.options.settings.daemon.max_running_jobs
+    }
+
+    /// Claims a slice that nobody works on, of a job with fewer than `workers` workers here, and gives it to
+    /// a worker. False when there is none.
+    async fn claim_one(&mut self, workers: usize) -> Result<bool, TurnError> {
         let mut client = self.database.get().await?;
         let lease = self.options.settings.daemon.lease;
-        let Some(claim) =
-            slice::claim(&**client, &self.state, &self.name, lease, except, &self.actor).await?
-        else {
+        let (within, held) = (self.within(workers), self.held.all());
+        let claimed =
+            slice::claim(&**client, &self.state, &self.name, lease, &within, &held, &self.actor).await?;
+        let Some(claim) = claimed else { return Ok(false) };
+        let Some(job) = self.examine(&client, &claim.job).await? else {
+            slice::release(&**client, &self.state, &claim).await?;
+            return Ok(true);
+        };
+        tracing::debug!(job = %claim.job, slice = claim.number, epoch = claim.epoch, "slice claimed");
+        let at_work = slice::workers(&**client, &self.state, &self.name).await?;
+        let throttle = self.throttle(&mut client, &claim.job, &job, &at_work).await;
+        let worker = Worker::new(Assignment {
+            database: self.database.clone(),
+            state: self.state.clone(),
+            actor: self.actor.clone(),
+            lease,
+            mode: self.mode.subscribe(),
+            plan: job.preflight.plan(&job.spec, job.revision),
+            table_rows: job.table_rows,
+            throttle,
+            spec: job.spec,
+            claim: claim.clone(),
+        });
+        self.held.add(claim.clone());
+        metrics::leases_held(self.held.len());
+        self.workers.spawn(async move { (claim, worker.run().await) });
+        Ok(true)
+    }
+
+    /// Splits the slice with most rows left, of a job with fewer than `workers` workers here. False when there
+    /// is none that is worth it.
+    async fn split_one(&mut self, workers: usize) -> Result<bool, TurnError> {
+        let mut client = self.database.get().await?;
+        let Some(rest) = split::largest(&**client, &self.state, &self.within(workers)).await? else {
             return Ok(false);
         };
-        except.push(claim.job.clone());
-        let record = job::load(&**client, &self.state, &claim.job).await?;
+        let Some(job) = self.examine(&client, &rest.job).await? else { return Ok(true) };
+        match halve(&mut client, &self.state, &job, &rest, &self.actor).await {
+            Ok(Some(number)) => {
+                tracing::debug!(job = %rest.job, slice = rest.number, new_slice = number, "slice split");
+                Ok(true)
+            }
+            // Its owner or another daemon was faster. There may be more to split in a second.
+            Ok(None) => Ok(false),
+            Err(error) if split::was_too_late(&error) => Ok(true),
+            Err(StateError::Database(error)) if Failure::of(&error) == Failure::Contention => {
+                tracing::debug!(job = %rest.job, slice = rest.number, error = %describe(&error), "slice not split");
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Looks whether a running job can be worked on, and how. None: not now, or it has failed for good, and
+    /// says so.
+    async fn examine(&mut self, client: &Client, name: &str) -> Result<Option<Examined>, TurnError> {
+        let record = job::load(client, &self.state, name).await?;
         let examined = match Spec::from_json(&record.spec) {
             Ok(spec) => {
-                let fixed = fixed(&record);
-                match preflight::examine(&client, &spec, self.state.schema(), fixed.as_ref()).await {
+                let fixed = Fixed::of(&record);
+                match preflight::examine(client, &spec, self.state.schema(), fixed.as_ref()).await {
                     Ok(preflight) => Ok((spec, preflight)),
                     Err(PreflightError::Problems(problems)) => Err(problems.join("; ")),
                     Err(PreflightError::Database(error)) if Failure::of(&error) == Failure::Contention => {
-                        self.put_off(&claim.job, &describe(&error));
-                        slice::release(&**client, &self.state, &claim).await?;
-                        return Ok(true);
+                        self.put_off(name, &describe(&error));
+                        return Ok(None);
                     }
                     Err(PreflightError::Database(error)) => return Err(StateError::from(error).into()),
                 }
@@ -109,40 +183,25 @@ impl Supervisor {
         let (spec, preflight) = match examined {
             Ok(examined) => examined,
             Err(reason) => {
-                tracing::error!(job = %claim.job, reason, "job failed: it cannot go on");
-                job::fail(&**client, &self.state, &claim.job, &reason, &self.actor).await?;
-                slice::release(&**client, &self.state, &claim).await?;
-                return Ok(true);
+                tracing::error!(job = %name, reason, "job failed: it cannot go on");
+                job::fail(client, &self.state, name, &reason, &self.actor).await?;
+                return Ok(None);
             }
         };
-        tracing::debug!(job = %claim.job, slice = claim.number, epoch = claim.epoch, "slice claimed");
-        let throttle = self.throttle(&mut client, &claim.job, &spec, &preflight.keyset).await;
-        let worker = Worker::new(Assignment {
-            database: self.database.clone(),
-            state: self.state.clone(),
-            actor: self.actor.clone(),
-            lease,
-            mode: self.mode.subscribe(),
-            plan: preflight.plan(&spec, record.revision),
-            table_rows: record.table_rows,
-            throttle,
-            spec,
-            claim: claim.clone(),
-        });
-        self.held.add(claim.clone());
-        metrics::leases_held(self.held.len());
-        self.workers.spawn(async move { (claim, worker.run().await) });
-        Ok(true)
+        self.wanted_workers.insert(name.to_owned(), spec.walk.workers() as usize);
+        let (revision, table_rows) = (record.revision, record.table_rows);
+        Ok(Some(Examined { spec, preflight, revision, table_rows }))
     }
 
     /// The job's side of the throttle.
     async fn throttle(
         &mut self,
         client: &mut Client,
-        job: &str,
-        spec: &Spec,
-        keyset: &Keyset,
+        name: &str,
+        job: &Examined,
+        at_work: &[Workers],
     ) -> JobThrottle {
+        let (spec, keyset) = (&job.spec, &job.preflight.keyset);
         let terms = Terms {
             table: Some(keyset.table.oid),
             rules: spec.throttle.rules(),
@@ -152,8 +211,51 @@ impl Supervisor {
         };
         let reads = reads(client, keyset).await;
         let watched = Watched { oid: keyset.table.oid, name: keyset.table.to_string(), reads };
-        self.throttle.register(job, terms, watched)
+        self.throttle.share(at_work);
+        self.throttle.register(name, terms, watched)
     }
+}
+
+/// A job that can be worked on.
+struct Examined {
+    spec: Spec,
+    preflight: Preflight,
+    revision: i32,
+    table_rows: i64,
+}
+
+/// Cuts in two what is left of a slice. The number of the new one; none when nothing is left to be cut.
+async fn halve(
+    client: &mut Client,
+    state: &State,
+    job: &Examined,
+    rest: &Rest,
+    actor: &Actor,
+) -> Result<Option<i32>, StateError> {
+    let keyset = &job.preflight.keyset;
+    let (start, from) = match &rest.cursor_key {
+        Some(cursor) => (Start::After, cursor),
+        None => (Start::At, &rest.first_key),
+    };
+    let transaction = client.transaction().await?;
+    transaction.batch_execute(&(key_text_settings_sql() + &keyset.operator_schemas_sql())).await?;
+    transaction.batch_execute("SET LOCAL statement_timeout = '10s'").await?;
+    let found = cut::middle(&transaction, keyset, start, from, &rest.last_key, rest.rows).await?;
+    transaction.commit().await?;
+    let Some(middle) = found else { return Ok(None) };
+
+    let transaction = client.transaction().await?;
+    transaction.batch_execute(&(key_text_settings_sql() + &keyset.operator_schemas_sql())).await?;
+    transaction.batch_execute("SET LOCAL lock_timeout = '1s'").await?;
+    let Some(locked) = split::lock(&transaction, state, rest, job.revision).await? else { return Ok(None) };
+    // It has walked on meanwhile, perhaps past the middle.
+    let cursor = locked.cursor_key.unwrap_or_else(|| rest.first_key.clone());
+    if !cut::is_behind(&transaction, keyset, &middle, &cursor).await? {
+        return Ok(None);
+    }
+    let number = split::split(&transaction, state, rest, &middle, actor).await?;
+    transaction.commit().await?;
+    Ok(Some(number))
 }
 
 /// A few rows to be read by their keys; none when they cannot be had, which is no reason not to walk.
@@ -175,13 +277,4 @@ async fn sample(client: &mut Client, keyset: &Keyset) -> Result<Vec<Vec<String>>
     let keys = read::sample_keys(&transaction, keyset).await?;
     transaction.commit().await?;
     Ok(keys)
-}
-
-/// What a job's start has fixed, if it has started.
-fn fixed(record: &job::Record) -> Option<Fixed> {
-    Some(Fixed {
-        key_columns: record.key_columns.clone()?,
-        key_index: record.key_index.clone()?,
-        table_oid: record.table_oid?,
-    })
 }

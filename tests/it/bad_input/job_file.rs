@@ -191,7 +191,6 @@ fn what_is_not_supported_yet_is_refused_by_name() {
         (format!("{operation}[statement]\nsql = 'x'\n"), "statement is not supported"),
         (format!("{GOOD}[delete]\nwhere = 'true'\n"), "delete is not supported"),
         (format!("{GOOD}[finish]\nanalyze = true\n"), "finish is not supported"),
-        (format!("{GOOD}[walk]\nworkers = 4\n"), "walk.workers other than 1 is not supported"),
         (format!("{GOOD}[walk]\nsweeps = 3\n"), "walk.sweeps other than 0 is not supported"),
         (format!("hold_before = ['start']\n{GOOD}"), "hold_before is not supported"),
     ] {
@@ -213,6 +212,8 @@ fn values_that_make_no_sense_are_refused_with_their_key() {
         ("[limits]\nlock_timeout = '0s'", "limits.lock_timeout"),
         ("[limits]\nstatement_timeout = '20ms'", "limits.statement_timeout"),
         ("[walk]\nkey = []", "walk.key"),
+        ("[walk]\nworkers = 0", "walk.workers"),
+        ("[walk]\nworkers = 65", "walk.workers"),
     ] {
         let told = told_of_values(more);
         let first = told.lines().next().unwrap();

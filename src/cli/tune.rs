@@ -1,0 +1,22 @@
+//! `backfilld tune NAME KEY=VALUE...`
+
+use std::process::ExitCode;
+
+use super::arguments::Tune;
+use super::failure::Failure;
+use super::submit::told;
+use super::{Context, output};
+use crate::job::tune;
+use crate::state::{job, submission};
+
+pub(super) async fn run(context: &Context, command: &Tune) -> Result<ExitCode, Failure> {
+    let mut client = context.connect_to_state().await?;
+    let name = &command.name;
+    let known = job::load(&client, &context.state, name).await?;
+    let spec =
+        tune::apply(&known.spec, &command.changes).map_err(|problems| Failure::usage(problems.join("\n")))?;
+    let tuned =
+        submission::tune(&mut client, &context.state, &known, &spec.to_json(), &context.actor).await?;
+    output::line(format!("job {name} {}", told(&tuned)))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,124 @@
+//! Statements on the rows that could not be changed.
+
+use jiff::Timestamp;
+use postgres_types::Type;
+use tokio_postgres::{GenericClient, Transaction};
+
+use super::{State, StateError};
+
+/// A row that was set aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quarantined {
+    /// Tells it from others.
+    pub id: i64,
+    /// Its key, as text.
+    pub key: Vec<String>,
+    /// What kind of error kept it from being changed.
+    pub sqlstate: String,
+    /// What the server said.
+    pub message: String,
+    /// When it was last tried.
+    pub at: Timestamp,
+}
+
+/// Sets a row aside that could not be changed, in the transaction that moves the cursor past it.
+pub async fn set_aside(
+    client: &impl GenericClient,
+    state: &State,
+    job: &str,
+    key: &[String],
+    sqlstate: &str,
+    message: &str,
+) -> Result<(), StateError> {
+    client
+        .execute_typed(
+            &state.sql("INSERT INTO {s}.quarantine (job, key, sqlstate, message) VALUES ($1, $2, $3, $4)"),
+            &[(&job, Type::TEXT), (&key, Type::TEXT_ARRAY), (&sqlstate, Type::TEXT), (&message, Type::TEXT)],
+        )
+        .await?;
+    Ok(())
+}
+
+/// How many rows of a job are set aside.
+pub async fn count(client: &impl GenericClient, state: &State, job: &str) -> Result<i64, StateError> {
+    let row = client
+        .query_typed_one(
+            &state.sql("SELECT count(*) FROM {s}.quarantine WHERE job = $1"),
+            &[(&job, Type::TEXT)],
+        )
+        .await?;
+    Ok(row.get(0))
+}
+
+/// The rows of a job that are set aside, in the order in which they were.
+pub async fn list(
+    client: &impl GenericClient,
+    state: &State,
+    job: &str,
+) -> Result<Vec<Quarantined>, StateError> {
+    let rows = client
+        .query_typed(
+            &state
+                .sql("SELECT id, key, sqlstate, message, at FROM {s}.quarantine WHERE job = $1 ORDER BY id"),
+            &[(&job, Type::TEXT)],
+        )
+        .await?;
+    let read = |row: &tokio_postgres::Row| Quarantined {
+        id: row.get(0),
+        key: row.get(1),
+        sqlstate: row.get(2),
+        message: row.get(3),
+        at: row.get(4),
+    };
+    Ok(rows.iter().map(read).collect())
+}
+
+/// Takes a row out, in the transaction that changes it: `rows_changed` of it, 1 or, when it is gone or does
+/// not match any more, 0. False when it is not there: somebody else has just taken it.
+pub async fn take(
+    transaction: &Transaction<'_>,
+    state: &State,
+    job: &str,
+    row: &Quarantined,
+    rows_changed: i64,
+) -> Result<bool, StateError> {
+    let taken = transaction
+        .query_typed_one(
+            &state.sql(
+                "WITH taken AS (
+                     DELETE FROM {s}.quarantine WHERE id = $2 RETURNING job
+                 ), counted AS (
+                     -- Which slice counts it makes no difference to the job's sums.
+                     UPDATE {s}.slice s SET rows_quarantined = rows_quarantined - 1,
+                                            rows_changed = rows_changed + $3
+                     FROM taken
+                     WHERE s.job = $1
+                       AND s.number = (SELECT min(number) FROM {s}.slice
+                                       WHERE job = $1 AND rows_quarantined > 0)
+                 )
+                 SELECT count(*) FROM taken",
+            ),
+            &[(&job, Type::TEXT), (&row.id, Type::INT8), (&rows_changed, Type::INT8)],
+        )
+        .await?;
+    Ok(taken.get::<_, i64>(0) == 1)
+}
+
+/// Writes down why a row still cannot be changed.
+pub async fn tried(
+    client: &impl GenericClient,
+    state: &State,
+    row: &Quarantined,
+    sqlstate: &str,
+    message: &str,
+) -> Result<(), StateError> {
+    client
+        .execute_typed(
+            &state.sql(
+                "UPDATE {s}.quarantine SET sqlstate = $2, message = $3, at = clock_timestamp() WHERE id = $1",
+            ),
+            &[(&row.id, Type::INT8), (&sqlstate, Type::TEXT), (&message, Type::TEXT)],
+        )
+        .await?;
+    Ok(())
+}

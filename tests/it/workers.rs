@@ -1,0 +1,163 @@
+//! One job, walked by several workers of one daemon and of several.
+
+use std::time::Duration;
+
+use tokio_postgres::Client;
+
+use super::support::daemon::{Daemon, backfilld};
+use super::support::database::Database;
+use super::support::{job_file, until};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A table whose changes are counted in its rows, and a folder for files.
+struct Scene {
+    database: Database,
+    client: Client,
+    folder: tempfile::TempDir,
+}
+
+impl Scene {
+    async fn with_rows(rows: u32) -> Self {
+        let database = Database::create().await;
+        let client = database.connect().await;
+        assert_eq!(backfilld(database.url(), &["init"]).code, 0);
+        client
+            .batch_execute(&format!(
+                "CREATE TABLE counted (id bigint PRIMARY KEY, times int NOT NULL DEFAULT 0);
+                 -- Sparse, and most of it at one end.
+                 INSERT INTO counted SELECT n::bigint * n FROM generate_series(1, {rows}) n"
+            ))
+            .await
+            .unwrap();
+        Self { database, client, folder: tempfile::tempdir().unwrap() }
+    }
+
+    /// Submits a job that counts the changes of each row.
+    fn submit(&self, more: &str, options: &[&str]) {
+        let text =
+            format!("name = 'count'\ntable = 'counted'\n[update]\nset = {{ times = 'times + 1' }}\n{more}\n");
+        let file = job_file(self.folder.path(), "count.toml", &text);
+        let run = backfilld(self.database.url(), &[&["submit", file.to_str().unwrap()], options].concat());
+        assert_eq!((run.code, run.stderr.as_str()), (0, ""), "{run:?}");
+    }
+
+    fn tune(&self, change: &str) {
+        let run = backfilld(self.database.url(), &["tune", "count", change]);
+        assert_eq!((run.code, run.stderr.as_str()), (0, ""), "{run:?}");
+    }
+
+    fn daemon(&self) -> Daemon {
+        Daemon::start(self.database.url(), &[])
+    }
+
+    async fn number(&self, sql: &str) -> i64 {
+        self.client.query_one(sql, &[]).await.unwrap().get(0)
+    }
+
+    async fn workers(&self) -> i64 {
+        self.number("SELECT workers FROM backfilld.status").await
+    }
+
+    async fn have_workers(&self, workers: i64) {
+        until(&format!("{workers} workers"), PATIENCE, async || {
+            (self.workers().await == workers).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits for the job's end; every row was changed once, and the slices cover the table without a gap.
+    async fn ends_exactly_once(&self) {
+        until("the job's end", PATIENCE, async || {
+            (self.number("SELECT count(*) FROM backfilld.job WHERE state = 'complete'").await == 1)
+                .then_some(())
+        })
+        .await;
+        let wrong = "SELECT count(*) FROM counted WHERE times <> 1";
+        assert_eq!(self.number(wrong).await, 0, "rows not changed exactly once");
+        let apart = "SELECT count(*) FROM counted
+                     WHERE (SELECT count(*) FROM backfilld.slice
+                            WHERE id <= last_key[1]::bigint
+                              AND (id > first_key[1]::bigint OR number = 0 AND id = first_key[1]::bigint)) <> 1";
+        assert_eq!(self.number(apart).await, 0, "rows that lie in no slice or in two");
+        let told = "SELECT rows_scanned - (SELECT count(*) FROM counted) FROM backfilld.status";
+        assert_eq!(self.number(told).await, 0, "rows told and rows there");
+        assert_eq!(self.number("SELECT count(*) FROM backfilld.slice WHERE owner IS NOT NULL").await, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_job_is_walked_by_as_many_workers_as_it_asks_for() {
+    let scene = Scene::with_rows(100_000).await;
+    scene.submit("[walk]\nworkers = 4\n[limits]\nrows_per_second = 20_000", &[]);
+    let _daemon = scene.daemon();
+    scene.have_workers(4).await;
+    scene.ends_exactly_once().await;
+    // Cut when it started: no part is more than twice as large as another.
+    let shares =
+        "SELECT (max(rows_scanned) * 100 / min(rows_scanned))::bigint FROM backfilld.slice WHERE number < 4";
+    let share = scene.number(shares).await;
+    assert!(share < 200, "the largest of the first slices has {share} % of the rows of the least");
+}
+
+#[tokio::test]
+async fn a_daemon_without_work_splits_what_is_left() {
+    let scene = Scene::with_rows(150_000).await;
+    scene.submit("[limits]\nrows_per_second = 10_000", &[]);
+    let _first = scene.daemon();
+    scene.have_workers(1).await;
+    let second = scene.daemon();
+    scene.have_workers(2).await;
+    assert_eq!(scene.number("SELECT slices_total FROM backfilld.status").await, 2);
+    let told = "SELECT count(*) FROM backfilld.event WHERE kind = 'slice split' AND job = 'count'";
+    assert_eq!(scene.number(told).await, 1);
+    // What it has begun is taken up by the first, or by the next one.
+    drop(second);
+    let _third = scene.daemon();
+    scene.have_workers(2).await;
+    scene.submit("", &["--replace"]);
+    scene.ends_exactly_once().await;
+}
+
+#[tokio::test]
+async fn the_limit_of_a_job_is_shared_by_the_daemons_that_walk_it() {
+    let scene = Scene::with_rows(150_000).await;
+    scene.submit("[limits]\nrows_per_second = 400", &[]);
+    let rates = async || -> Vec<f64> {
+        let sql = "SELECT (throttle #>> '{jobs,count,rows_per_second}')::float8 FROM backfilld.daemon
+                   WHERE state = 'running' AND throttle #>> '{jobs,count,rows_per_second}' IS NOT NULL";
+        scene.client.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+    };
+    let come_to = async |expected: &[f64]| {
+        until(&format!("rates of {expected:?}"), PATIENCE, async || {
+            (rates().await == expected).then_some(())
+        })
+        .await;
+    };
+    let _first = scene.daemon();
+    come_to(&[400.0]).await;
+    let second = scene.daemon();
+    come_to(&[200.0, 200.0]).await;
+    let reason = backfilld(scene.database.url(), &["status", "count", "--json"]).stdout;
+    assert!(reason.contains("limits.rows_per_second = 200 (1 of 2 workers are here)"), "{reason}");
+    second.signal("TERM");
+    come_to(&[400.0]).await;
+}
+
+#[tokio::test]
+async fn the_number_of_workers_changes_while_the_job_runs() {
+    let scene = Scene::with_rows(150_000).await;
+    let limit = "[limits]\nrows_per_second = 10_000";
+    scene.submit(limit, &[]);
+    let _daemon = scene.daemon();
+    scene.have_workers(1).await;
+    scene.tune("workers=3");
+    scene.have_workers(3).await;
+    scene.tune("workers=1");
+    scene.have_workers(1).await;
+    scene.tune("rows_per_second=0");
+    scene.ends_exactly_once().await;
+    let told = "SELECT count(*) FROM backfilld.event
+                WHERE kind = 'tuned' AND reason IN ('walk.workers = 3', 'walk.workers = 1')";
+    assert_eq!(scene.number(told).await, 2);
+}
