@@ -92,7 +92,7 @@ mod tests {
             ("workers", "write KEY=VALUE"),
             ("workers=many", "walk.workers must be a whole number"),
             ("workers=0", "walk.workers must be from 1"),
-            ("batch.max_row=5", "batch.max_rows"),
+            ("batch.max_row=5", "did you mean max_rows"),
             ("batch.max_rows=2", "batch.max_rows"),
             ("update.where=x", "update.where cannot be tuned"),
             ("walk.order=descending", "walk.order cannot be tuned"),
