@@ -14,6 +14,7 @@ demo: build ## watch half a million rows being backfilled on a live PostgreSQL, 
 
 test: ## every test, on real PostgreSQL servers
 	@scripts/install-deps
+	@scripts/install-servers pgbouncer
 	cargo test --locked
 
 lint: ## formatting, clippy, licences and sources of dependencies, shell scripts
@@ -35,7 +36,7 @@ bench-growth: ## whether a batch costs the same at both ends of a 10,000,000-row
 
 bench-throttle: ## what the throttle does on real servers, about 75 minutes
 	@scripts/install-deps
-	@scripts/install-bench-tools
+	@scripts/install-servers prometheus
 	cargo bench --locked --bench throttle -- all
 
 clean: ## remove what was built

@@ -20,12 +20,12 @@ mod worker;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_postgres::Client;
 
 pub use supervisor::Ending;
 
-use crate::database::{ConnectError, Database};
+use crate::database::{ConnectError, Database, Pooler};
 use crate::http::{self, Health};
 use crate::settings::{LogLevel, Overrides, Settings, SettingsError};
 use crate::state::{Actor, State, StateError, daemon, event};
@@ -92,7 +92,11 @@ pub async fn run(
     tracing::info!(daemon = %name, target = %database.target(), http = %address, "started");
     drop(client);
 
-    let woken = listener::spawn(database.target().clone(), state.clone(), name.clone());
+    let woken = match database.target().pooler() {
+        Pooler::None => listener::spawn(database.target().clone(), state.clone(), name.clone()),
+        // Nobody can listen through it: the database is asked all the time anyway.
+        Pooler::Transaction => mpsc::channel(1).1,
+    };
     let identity = supervisor::Identity { name, actor, started_at };
     let place = throttle::Place {
         database: database.clone(),

@@ -73,6 +73,10 @@ pub(super) enum TurnError {
     Start(#[from] StartError),
     #[error("the database has not answered for {0:?}")]
     Timeout(Duration),
+    #[error(
+        "another daemon named \"{0}\" has started on this database, and this one makes way: set another daemon.name for one of them"
+    )]
+    Superseded(String),
 }
 
 impl TurnError {
@@ -207,7 +211,8 @@ impl Supervisor {
                 }
                 Err(error) => {
                     self.database_fails(&error);
-                    if error.is_permanent() && self.failures >= PERMANENT_AFTER {
+                    let is_over = matches!(error, TurnError::Superseded(_));
+                    if is_over || (error.is_permanent() && self.failures >= PERMANENT_AFTER) {
                         self.stop().await;
                         return Ending::Broken(error.to_string());
                     }
@@ -279,7 +284,9 @@ impl Supervisor {
             Mode::Walking => "running",
             Mode::Resting => "paused",
         };
-        daemon::seen(client, &self.state, &self.name, doing).await?;
+        if !daemon::seen(client, &self.state, &self.name, self.started_at, doing).await? {
+            return Err(TurnError::Superseded(self.name.clone()));
+        }
         slice::renew(client, &self.state, &self.name, &self.held.all(), lease).await?;
         self.renewed = Some(Instant::now());
         Ok(())
@@ -374,6 +381,7 @@ impl Supervisor {
             ("daemon.name", new.daemon.name == old.daemon.name),
             ("database.pool_size", new.database.pool_size == old.database.pool_size),
             ("database.url", same_target(&new, old)),
+            ("database.pooler", new.database.pooler == old.database.pooler),
         ];
         for (key, same) in fixed {
             if !same {
@@ -433,8 +441,10 @@ impl Supervisor {
         self.throttle.finish(FAREWELL_TIMEOUT).await;
         let farewell = async {
             let client = self.database.get().await?;
-            slice::release_all(&**client, &self.state, &self.name).await?;
-            daemon::seen(&**client, &self.state, &self.name, "stopped").await?;
+            // What another daemon of this name holds is not this one's to hand back.
+            if daemon::seen(&**client, &self.state, &self.name, self.started_at, "stopped").await? {
+                slice::release_all(&**client, &self.state, &self.name).await?;
+            }
             event::record(&**client, &self.state, None, "daemon stopped", &self.actor, reason).await?;
             Ok::<(), TurnError>(())
         };

@@ -178,6 +178,7 @@ impl Worker {
                 active_before: self.last_checkpoint.elapsed(),
                 workers: self.throttle.workers(),
                 lease: self.lease,
+                pooler: self.database.target().pooler(),
             };
             // The deadline is beyond everything that the server enforces. When it passes, the server
             // or the network is not there: cancel what may still run, and drop the connection.

@@ -5,10 +5,12 @@
 
 pub mod failure;
 mod key_value;
+mod repeated;
 mod target;
 
 pub use failure::{Failure, describe, describe_with_detail};
 pub use key_value::{KeyValue, key_parameters};
+pub use repeated::{Pooler, Repeated};
 pub use target::{ConnectError, Database, Target, TargetError};
 
 /// Writes a name as a quoted SQL identifier: `users` becomes `"users"`.

@@ -14,6 +14,7 @@ use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 
 use super::failure::{Failure, describe};
+use super::repeated::Pooler;
 
 /// How long one attempt to connect may take before it counts as failed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -90,6 +91,7 @@ impl ConnectError {
 #[derive(Clone)]
 pub struct Target {
     config: Config,
+    pooler: Pooler,
 }
 
 impl Target {
@@ -119,15 +121,37 @@ impl Target {
         config.keepalives_idle(Duration::from_secs(10));
         config.keepalives_interval(Duration::from_secs(5));
         config.keepalives_retries(3);
-        // Bounds for every statement that sets none of its own; the user's own options come last and win.
-        let own = config.get_options().unwrap_or_default().to_owned();
-        config.options(format!("{SESSION_OPTIONS} {own}").trim_end());
-        Ok(Self { config })
+        Ok(Self { config, pooler: Pooler::None })
+    }
+
+    /// The same address, of a pooler or of the server itself.
+    #[must_use]
+    pub fn behind(self, pooler: Pooler) -> Self {
+        Self { pooler, ..self }
+    }
+
+    /// What stands between here and the server.
+    #[must_use]
+    pub fn pooler(&self) -> Pooler {
+        self.pooler
+    }
+
+    /// How a session begins.
+    fn session(&self) -> Config {
+        let mut config = self.config.clone();
+        // A pooler passes no options on, and refuses a client that sends some.
+        if self.pooler == Pooler::None {
+            // Bounds for every statement that sets none of its own; the user's own options come last and win.
+            let own = config.get_options().unwrap_or_default().to_owned();
+            config.options(format!("{SESSION_OPTIONS} {own}").trim_end());
+        }
+        config
     }
 
     /// Opens one connection of its own, outside any pool.
     pub async fn connect(&self) -> Result<Client, ConnectError> {
-        let (client, connection) = self.config.connect(NoTls).await.map_err(|error| self.refused(&error))?;
+        let (client, connection) =
+            self.session().connect(NoTls).await.map_err(|error| self.refused(&error))?;
         // The task ends by itself when the client is dropped or the connection breaks; whoever
         // holds the client sees the error there.
         tokio::spawn(connection);
@@ -138,7 +162,7 @@ impl Target {
     /// receiver; the receiver closes when the connection does.
     pub async fn listen(&self, channel: &str) -> Result<(Client, mpsc::Receiver<()>), ConnectError> {
         let (client, mut connection) =
-            self.config.connect(NoTls).await.map_err(|error| self.refused(&error))?;
+            self.session().connect(NoTls).await.map_err(|error| self.refused(&error))?;
         // One waiting wake-up is as good as many.
         let (wake, woken) = mpsc::channel(1);
         tokio::spawn(async move {
@@ -161,6 +185,10 @@ impl Target {
             "28P01" | "28000" => ": check the user and the password, and pg_hba.conf on the server",
             "3D000" => ": create the database, or correct its name in database.url",
             "53300" => ": raise max_connections on the server, or lower database.pool_size",
+            // What PgBouncer says of a session's options.
+            "08P01" if describe(error).contains("startup parameter") => {
+                ": if this is a pooler in transaction mode, set database.pooler = \"transaction\""
+            }
             "" => ": check host and port, and that the server runs",
             _ => "",
         };
@@ -274,7 +302,7 @@ impl Database {
     #[must_use]
     pub fn new(target: Target, pool_size: usize) -> Self {
         let manager = Manager::from_config(
-            target.config.clone(),
+            target.session(),
             NoTls,
             ManagerConfig { recycling_method: RecyclingMethod::Fast },
         );

@@ -364,16 +364,16 @@ async fn ask(
     own_fault(answer.map(drop))
 }
 
-/// Parses a statement in the same way, and tells the types of its columns.
-async fn parse(client: &Client, sql: &str) -> Result<Result<Vec<Type>, String>, Error> {
+/// Parses a statement in the same way. Its columns, if any, have types that the driver knows: it would ask for
+/// others with statements of its own, which behind a pooler stay in a session that is not ours.
+async fn parse(client: &Client, sql: &str) -> Result<Result<(), String>, Error> {
     client.batch_execute(BEGIN).await?;
-    let parsed = client.prepare(sql).await;
+    // Closed when it is dropped, so before the transaction ends.
+    let parameters = client.prepare(sql).await.map(|statement| statement.params().len());
     client.batch_execute("ROLLBACK").await?;
-    Ok(match own_fault(parsed)? {
-        Ok(statement) if !statement.params().is_empty() => {
-            Err("a parameter such as $1 has no meaning here: write the value itself".to_owned())
-        }
-        Ok(statement) => Ok(statement.columns().iter().map(|column| column.type_().clone()).collect()),
+    Ok(match own_fault(parameters)? {
+        Ok(0) => Ok(()),
+        Ok(_) => Err("a parameter such as $1 has no meaning here: write the value itself".to_owned()),
         Err(error) if error.code() == Some(&SqlState::INDETERMINATE_DATATYPE) => {
             Err("a parameter such as $1 has no meaning here: write the value itself".to_owned())
         }
@@ -403,7 +403,7 @@ async fn expressions(
         let bare = format!("UPDATE ONLY {name} SET {quoted} = {expression}");
         let alone = match enclosed(expression).as_str() {
             "DEFAULT" => None,
-            enclosed => Some(format!("SELECT {enclosed} FROM ONLY {name}")),
+            enclosed => Some(format!("SELECT num_nonnulls({enclosed}) FROM ONLY {name}")),
         };
         let whole = format!("EXPLAIN UPDATE ONLY {name} SET {quoted} = {}", enclosed(expression));
         if let Err(told) = try_expression(client, expression, &bare, alone.as_deref(), &whole).await? {
@@ -435,6 +435,8 @@ async fn try_expression(
     let told = |told: String| {
         if expression.contains(';') && told.contains(SYNTAX_ERROR) {
             "must be one expression, without a semicolon".to_owned()
+        } else if told.contains("expression is of type record") {
+            "has more than one value: give every column a line of its own in update.set".to_owned()
         } else {
             told
         }
@@ -442,20 +444,15 @@ async fn try_expression(
     let bare = parse(client, bare).await?;
     let alone = match alone {
         Some(alone) => parse(client, alone).await?,
-        None => Ok(Vec::new()),
+        None => Ok(()),
     };
     match (bare, alone) {
-        (_, Ok(types)) if types.first() == Some(&Type::RECORD) => {
-            return Ok(Err(
-                "has more than one value: give every column a line of its own in update.set".to_owned()
-            ));
-        }
         // What is wrong with it at the end of a statement does not speak of what we write behind it;
         // unless it was taken for more of the statement than it may be.
         (Err(bare), Err(_)) if bare.contains(SYNTAX_ERROR) => return Ok(Err(told(bare))),
         (_, Err(alone)) => return Ok(Err(told(alone))),
-        (Err(bare), Ok(_)) => return Ok(Err(told(bare))),
-        (Ok(_), Ok(_)) => {}
+        (Err(bare), Ok(())) => return Ok(Err(told(bare))),
+        (Ok(()), Ok(())) => {}
     }
     Ok(ask(client, whole, &[]).await?.map_err(|error| told(describe(&error))))
 }

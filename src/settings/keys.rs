@@ -11,7 +11,14 @@ const TICKS: Kind = Kind::WholeUpTo(86_400);
 
 pub(super) const KNOWN_KEYS: KnownKeys = KnownKeys {
     sections: &[
-        Section { path: "database", keys: &[("url", Kind::Text), ("pool_size", Kind::Whole)] },
+        Section {
+            path: "database",
+            keys: &[
+                ("url", Kind::Text),
+                ("pool_size", Kind::Whole),
+                ("pooler", Kind::Choice(&["none", "transaction"])),
+            ],
+        },
         Section { path: "state", keys: &[("schema", Kind::Text)] },
         Section { path: "jobs", keys: &[("directory", Kind::Text)] },
         Section {
@@ -129,7 +136,6 @@ pub(super) const KNOWN_KEYS: KnownKeys = KnownKeys {
         NotYet { path: "database.password_file", advice: "give the password in the URL or in PGPASSWORD" },
         NotYet { path: "database.sslmode", advice: "connections are made without TLS" },
         NotYet { path: "database.ssl_root_cert", advice: "connections are made without TLS" },
-        NotYet { path: "database.pooler", advice: "connect to the server itself" },
         NotYet { path: "notify", advice: "watch the metric backfilld_job_state, or run `backfilld wait`" },
         NotYet { path: "http.token_file", advice: "nothing can be changed over HTTP in this version" },
     ],

@@ -14,7 +14,7 @@ use config::{Config, Environment, File, FileFormat};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
-use crate::database::{Target, TargetError};
+use crate::database::{Pooler, Target, TargetError};
 use crate::job::known_keys::{self, Kind, Source};
 use keys::KNOWN_KEYS;
 pub use throttle::ThrottleSettings;
@@ -81,11 +81,13 @@ pub struct DatabaseSettings {
     pub url: Option<SecretString>,
     /// Connections at most.
     pub pool_size: usize,
+    /// What stands between the daemon and the server.
+    pub pooler: Pooler,
 }
 
 impl Default for DatabaseSettings {
     fn default() -> Self {
-        Self { url: None, pool_size: 8 }
+        Self { url: None, pool_size: 8, pooler: Pooler::None }
     }
 }
 
@@ -283,7 +285,8 @@ impl Settings {
 
     /// Where the database is.
     pub fn target(&self) -> Result<Target, SettingsError> {
-        Ok(Target::from_settings(self.database.url.as_ref().map(SecretString::expose_secret))?)
+        let target = Target::from_settings(self.database.url.as_ref().map(SecretString::expose_secret))?;
+        Ok(target.behind(self.database.pooler))
     }
 
     /// Checks what one key's value cannot tell. `source_of` names where a key was set.

@@ -6,7 +6,8 @@ use tokio_postgres::{Client, GenericClient};
 
 use super::{State, StateError};
 
-/// Whether a daemon of this name lives: the server session that it registered is there.
+/// Whether a daemon of this name lives: the server session that it registered is there. Never told behind a
+/// pooler, where a daemon has none.
 pub async fn lives(client: &impl GenericClient, state: &State, name: &str) -> Result<bool, StateError> {
     let row = client
         .query_typed_one(
@@ -79,20 +80,34 @@ pub async fn watch_session(
     Ok(())
 }
 
-/// Says that the daemon lives, and what it is doing.
+/// Says that the daemon that started at `started_at` lives, and what it is doing. False when another one of its
+/// name has started since: then this one has no slice any more and no right to say so.
 pub async fn seen(
     client: &impl GenericClient,
     state: &State,
     name: &str,
+    started_at: Timestamp,
     doing: &str,
-) -> Result<(), StateError> {
-    client
+) -> Result<bool, StateError> {
+    // A failover may have lost the registration, and have brought back that of an earlier process.
+    let rows = client
         .execute_typed(
-            &state.sql("UPDATE {s}.daemon SET seen_at = clock_timestamp(), state = $2 WHERE name = $1"),
-            &[(&name, Type::TEXT), (&doing, Type::TEXT)],
+            &state.sql(
+                "INSERT INTO {s}.daemon AS d (name, version, state, started_at) VALUES ($1, $2, $3, $4)
+                 ON CONFLICT (name) DO UPDATE
+                 SET version = excluded.version, state = excluded.state, started_at = excluded.started_at,
+                     seen_at = clock_timestamp()
+                 WHERE d.started_at <= excluded.started_at",
+            ),
+            &[
+                (&name, Type::TEXT),
+                (&env!("CARGO_PKG_VERSION"), Type::TEXT),
+                (&doing, Type::TEXT),
+                (&started_at, Type::TIMESTAMPTZ),
+            ],
         )
         .await?;
-    Ok(())
+    Ok(rows == 1)
 }
 
 /// Writes down how the daemon's throttle stands.
@@ -134,10 +149,14 @@ pub async fn throttles(
                 "SELECT d.name, d.throttle,
                         extract(epoch FROM clock_timestamp() - d.throttle_at)::double precision
                  FROM {s}.daemon d
-                 JOIN pg_stat_activity a ON a.pid = d.session_pid
-                      -- Hidden (NULL) from a role that may not see the session.
-                      AND coalesce(a.backend_start, d.session_started) = d.session_started
+                 LEFT JOIN pg_stat_activity a ON a.pid = d.session_pid
+                           -- Hidden (NULL) from a role that may not see the session.
+                           AND coalesce(a.backend_start, d.session_started) = d.session_started
                  WHERE d.throttle IS NOT NULL
+                   -- Behind a pooler a daemon has no session that would stand for it.
+                   AND (a.pid IS NOT NULL
+                        OR d.session_pid IS NULL AND d.state <> 'stopped'
+                           AND d.throttle_at > clock_timestamp() - interval '1 minute')
                  ORDER BY d.name",
             ),
             &[],

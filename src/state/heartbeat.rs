@@ -1,9 +1,11 @@
 //! Statements on heartbeats: what a daemon writes all the time, and what a replica has of it.
 
+use postgres_types::Type;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Error, Statement};
+use tokio_postgres::{Client, Error};
 
 use super::State;
+use crate::database::{Pooler, Repeated};
 
 /// One beat of a daemon. Later ones are greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,20 +27,25 @@ pub struct Written {
 
 /// Writes a daemon's heartbeat on one connection.
 ///
-/// With a prepared statement, so that a beat costs one round trip and no planning. The connection must
-/// be the writer's own: behind a pooler that gives a session to each transaction anew, the statement
-/// would be missing and has to be sent unnamed.
+/// A beat costs one round trip and, where statements can be prepared, no planning. The connection must be the
+/// writer's own.
 #[derive(Debug)]
 pub struct Writer {
     slot: i64,
     daemon: String,
-    new_slot: Statement,
-    upsert: Statement,
+    new_slot: Repeated,
+    upsert: Repeated,
 }
 
 impl Writer {
     /// Prepares the statements and begins a slot after `last_slot` and after every slot there is.
-    pub async fn begin(client: &Client, state: &State, daemon: &str, last_slot: i64) -> Result<Self, Error> {
+    pub async fn begin(
+        client: &Client,
+        pooler: Pooler,
+        state: &State,
+        daemon: &str,
+        last_slot: i64,
+    ) -> Result<Self, Error> {
         // Rows of other daemons are left for a day: for people, and for a clock that was set.
         client
             .batch_execute(
@@ -46,24 +53,23 @@ impl Writer {
             )
             .await?;
         // From the last slot on, which passes over the dead versions of those before it.
-        let new_slot = client
-            .prepare(&state.sql(
-                "WITH gone AS (
+        let types = [Type::TEXT, Type::INT8];
+        let new_slot = state.sql(
+            "WITH gone AS (
                      DELETE FROM {s}.heartbeat WHERE daemon = $1 AND slot >= $2 RETURNING slot
                  )
                  INSERT INTO {s}.heartbeat (daemon, slot, beat)
                  SELECT $1, greatest(coalesce(max(slot), 0), $2) + 1, 0 FROM gone
                  RETURNING slot",
-            ))
-            .await?;
+        );
+        let new_slot = Repeated::on(client, pooler, new_slot, &types).await?;
         // The upsert puts the row back should somebody have emptied the table.
-        let upsert = client
-            .prepare(&state.sql(
-                "INSERT INTO {s}.heartbeat AS h (daemon, slot, beat) VALUES ($1, $2, 1)
+        let upsert = state.sql(
+            "INSERT INTO {s}.heartbeat AS h (daemon, slot, beat) VALUES ($1, $2, 1)
                  ON CONFLICT (daemon, slot) DO UPDATE SET beat = h.beat + 1, beat_at = clock_timestamp()
                  RETURNING beat, (pg_current_wal_lsn() - '0/0')::bigint",
-            ))
-            .await?;
+        );
+        let upsert = Repeated::on(client, pooler, upsert, &types).await?;
         let mut writer = Self { slot: last_slot, daemon: daemon.to_owned(), new_slot, upsert };
         writer.turn(client).await?;
         Ok(writer)
@@ -78,15 +84,17 @@ impl Writer {
     /// Goes on in a new slot and removes the one before, both in one transaction, so that whoever reads
     /// the newest slot always finds one.
     pub async fn turn(&mut self, client: &Client) -> Result<(), Error> {
-        self.slot = client.query_one(&self.new_slot, &[&self.daemon, &self.slot]).await?.get(0);
+        let rows = self.new_slot.query(client, &[&self.daemon, &self.slot]).await?;
+        self.slot = rows[0].get(0);
         Ok(())
     }
 
     /// Writes a beat. It is committed when this returns, by the settings that the application's own
     /// transactions have: it is to feel what they feel, `synchronous_commit` included.
     pub async fn write(&self, client: &Client) -> Result<Written, Error> {
-        let row = client.query_one(&self.upsert, &[&self.daemon, &self.slot]).await?;
-        Ok(Written { beat: Beat { slot: self.slot, number: row.get(0) }, wal: row.get(1) })
+        let rows = self.upsert.query(client, &[&self.daemon, &self.slot]).await?;
+        let beat = Beat { slot: self.slot, number: rows[0].get(0) };
+        Ok(Written { beat, wal: rows[0].get(1) })
     }
 }
 

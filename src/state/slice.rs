@@ -8,9 +8,10 @@ use std::time::Duration;
 use deadpool_postgres::ClientWrapper;
 use postgres_types::{ToSql, Type};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{GenericClient, Statement, Transaction};
+use tokio_postgres::{GenericClient, Transaction};
 
 use super::{Actor, State, StateError};
+use crate::database::{Pooler, Repeated};
 
 /// A key range in the order of the walk, its last key included.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -211,13 +212,13 @@ pub async fn claim(
 /// The two statements of every batch, parsed and planned once a connection: else that would take longer than
 /// all they do.
 pub struct Statements {
-    position: Statement,
-    advance: Statement,
+    position: Repeated,
+    advance: Repeated,
 }
 
 impl Statements {
     /// Prepares them, where that is not done yet.
-    pub async fn prepared(client: &ClientWrapper, state: &State) -> Result<Self, StateError> {
+    pub async fn prepared(client: &ClientWrapper, pooler: Pooler, state: &State) -> Result<Self, StateError> {
         let position = state.sql(
             "SELECT s.cursor_key, s.batches, s.rows_scanned, s.rows_changed, s.rows_quarantined,
                     s.finished_at IS NOT NULL, j.state, j.revision,
@@ -263,8 +264,8 @@ impl Statements {
         ];
         let advance_types = [&claim[..], &moves].concat();
         Ok(Self {
-            position: client.prepare_typed_cached(&position, &position_types).await?,
-            advance: client.prepare_typed_cached(&advance, &advance_types).await?,
+            position: Repeated::in_pool(client, pooler, position, &position_types).await?,
+            advance: Repeated::in_pool(client, pooler, advance, &advance_types).await?,
         })
     }
 }
@@ -277,8 +278,8 @@ pub async fn position(
     table: &str,
 ) -> Result<Option<Position>, StateError> {
     let values: [&(dyn ToSql + Sync); 5] = [&claim.job, &claim.number, &claim.epoch, &claim.owner, &table];
-    let row = client.query_opt(&statements.position, &values).await?;
-    Ok(row.map(|row| Position {
+    let rows = statements.position.query(client, &values).await?;
+    Ok(rows.first().map(|row| Position {
         cursor_key: row.get(0),
         totals: Totals {
             batches: row.get(1),
@@ -323,7 +324,7 @@ pub async fn advance(
         &advance.table,
         &advance.last_key,
     ];
-    match client.query(&statements.advance, &values).await {
+    match statements.advance.query(client, &values).await {
         Ok(_) => Ok(true),
         Err(error) if error.code() == Some(&LEASE_LOST) => Ok(false),
         Err(error) => Err(error.into()),

@@ -25,7 +25,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::keyset::{self, Keyset, Start};
 use super::parameters::Parameters;
-use crate::database::{Failure, describe, describe_with_detail, literal};
+use crate::database::{Failure, Pooler, describe, describe_with_detail, literal};
 use crate::state::{State, StateError, job, quarantine, slice};
 
 /// What holds for every batch of a job.
@@ -135,6 +135,8 @@ pub struct Request {
     pub workers: u32,
     /// How long the lease runs from the commit on.
     pub lease: Duration,
+    /// What stands between the client and the server.
+    pub pooler: Pooler,
 }
 
 /// How a batch ended when nothing went wrong.
@@ -248,8 +250,9 @@ pub async fn run(
 ) -> Result<Outcome, BatchError> {
     let started = Instant::now();
     // Before anything is sent: what is sent together below must go out in its order.
-    let statements =
-        slice::Statements::prepared(client, state).await.map_err(BatchError::at_state(Step::Begin))?;
+    let statements = slice::Statements::prepared(client, request.pooler, state)
+        .await
+        .map_err(BatchError::at_state(Step::Begin))?;
     // Sent together, in this order, to save a round trip. The position is read by a statement of its
     // own behind the gate: its snapshot sees what whoever closed the gate did.
     let begin = plan.begin_sql(state, &claim.job);

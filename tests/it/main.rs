@@ -11,6 +11,7 @@ mod kills;
 mod life;
 mod metrics;
 mod plans;
+mod pooler;
 mod quarantine;
 mod rooms;
 mod schema;

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use postgres_types::Type;
+
 use super::Signal;
 use super::session::Session;
 use crate::database::Target;
@@ -57,7 +59,7 @@ impl Signal for Autovacuum {
             return Ok(Vec::new());
         }
         let oids: Vec<u32> = watched.iter().map(|table| table.oid).collect();
-        let rows = self.session.query(WORKERS, &[&oids], within).await?;
+        let rows = self.session.query(WORKERS, &[(&oids, Type::OID_ARRAY)], within).await?;
         let now = Instant::now();
         let mut readings = Vec::new();
         for row in &rows {

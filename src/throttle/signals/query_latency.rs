@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Error, Statement};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Error};
 
-use super::session::{UNKNOWN_ROLE, bound};
+use super::session::{Settings, UNKNOWN_ROLE, begin_session, in_transaction, local};
 use super::{Running, bounded, expect, lock, no_answer};
-use crate::database::{Failure, KeyValue, Target, describe};
+use crate::database::{Failure, KeyValue, Pooler, Repeated, Target, describe};
 use crate::state::State;
 use crate::state::heartbeat::{self, Writer};
 use crate::throttle::beats::Beats;
@@ -34,8 +34,13 @@ const SLOT_LENGTH: Duration = Duration::from_secs(60);
 /// nobody.
 const ROUNDS_AFTER_FAILURE: u32 = 20;
 /// A read by key goes by the key's index, whatever the statistics say: a probe must not scan the table.
-const READ_SETTINGS: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off; SET jit = off; \
-     SET max_parallel_workers_per_gather = 0;";
+const READ_SETTINGS: Settings = &[
+    ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+    ("enable_sort", "off"),
+    ("jit", "off"),
+    ("max_parallel_workers_per_gather", "0"),
+];
 /// While nothing is walked there is nothing to decide, and one round of so many will do: for the baseline,
 /// and for whoever looks.
 const IDLE_ROUNDS: u32 = 10;
@@ -56,7 +61,7 @@ struct Crew {
     /// Its place among the troubles.
     number: usize,
     /// What its connection is set to.
-    settings: &'static str,
+    settings: Settings,
     probes: Vec<Probe>,
     watched: watch::Receiver<Vec<Watched>>,
     /// The tables that are watched are its to read.
@@ -109,15 +114,15 @@ struct Reads {
     left: Vec<usize>,
 }
 
-/// The connection of the probes, with what is prepared on it.
-///
-/// It is their own, so what is prepared stays. Behind a pooler that gives a session to each transaction
-/// anew, these statements would have to be sent unnamed.
+/// The connection of the probes, with what is prepared on it. It is their own, so what is prepared stays.
 struct Open {
     client: Client,
+    pooler: Pooler,
+    /// Behind a pooler: what the transaction of a probe begins with.
+    local: String,
     writer: Option<Writer>,
     turned_at: Instant,
-    reads: HashMap<String, Statement>,
+    reads: HashMap<String, Repeated>,
 }
 
 /// Why a probe gave no answer.
@@ -161,7 +166,7 @@ impl QueryLatency {
         let crew = |(number, probes): (usize, Vec<Probe>)| Crew {
             line: line.clone(),
             number,
-            settings: if number == 0 { READ_SETTINGS } else { "" },
+            settings: if number == 0 { READ_SETTINGS } else { &[] },
             probes,
             watched: watched.clone(),
             reads_tables: number == 0,
@@ -320,12 +325,14 @@ impl Crew {
 }
 
 impl Line {
-    async fn connect(&self, settings: &str) -> Result<Open, String> {
+    async fn connect(&self, settings: Settings) -> Result<Open, String> {
         let connecting = async {
             let client = self.target.connect().await.map_err(|error| error.to_string())?;
-            let settings = bound(self.stale_after) + settings;
-            client.batch_execute(&settings).await.map_err(|error| describe(&error))?;
-            Ok(Open { client, writer: None, turned_at: Instant::now(), reads: HashMap::new() })
+            let pooler = self.target.pooler();
+            let begun = begin_session(&client, pooler, settings, self.stale_after).await;
+            begun.map_err(|error| describe(&error))?;
+            let local = local(settings, self.stale_after);
+            Ok(Open { client, pooler, local, writer: None, turned_at: Instant::now(), reads: HashMap::new() })
         };
         bounded(self.stale_after, connecting).await
     }
@@ -356,10 +363,18 @@ impl Line {
                 }
                 writer
             }
-            none => none.insert(Writer::begin(&open.client, &self.state, &self.daemon, last_slot).await?),
+            none => {
+                let begun = Writer::begin(&open.client, open.pooler, &self.state, &self.daemon, last_slot);
+                none.insert(begun.await?)
+            }
         };
         let sent = Instant::now();
-        let written = writer.write(&open.client).await?;
+        let written = match open.pooler {
+            Pooler::None => writer.write(&open.client).await?,
+            Pooler::Transaction => {
+                in_transaction(&open.client, &open.local, writer.write(&open.client)).await?
+            }
+        };
         let answered = Instant::now();
         lock(&self.beats).committed(written, sent, answered);
         Ok(answered - sent)
@@ -369,7 +384,7 @@ impl Line {
         let failure = Failure::of(error);
         let mut reason = describe(error);
         if matches!(kind, Kind::Heartbeat) {
-            let role = open.client.query_one("SELECT quote_ident(current_user)", &[]).await;
+            let role = open.client.query_typed_one("SELECT quote_ident(current_user)", &[]).await;
             let role = role.map_or_else(|_| UNKNOWN_ROLE.to_owned(), |row| row.get(0));
             reason += &heartbeat::advice(&self.state, error.code(), &role);
         }
@@ -386,13 +401,19 @@ impl Line {
 impl Open {
     async fn read(&mut self, read: &KeyRead) -> Result<Duration, Error> {
         if !self.reads.contains_key(&read.sql) {
-            let statement = self.client.prepare(&read.sql).await?;
+            // The statement casts them to the types of the key's columns.
+            let types = vec![Type::UNKNOWN; read.key.len()];
+            let statement = Repeated::on(&self.client, self.pooler, read.sql.clone(), &types).await?;
             self.reads.insert(read.sql.clone(), statement);
         }
         let key: Vec<KeyValue<'_>> = read.key.iter().map(|value| KeyValue(value)).collect();
         let key: Vec<&(dyn ToSql + Sync)> = key.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
         let sent = Instant::now();
-        self.client.execute(&self.reads[&read.sql], &key).await?;
+        let asked = self.reads[&read.sql].query(&self.client, &key);
+        match self.pooler {
+            Pooler::None => asked.await?,
+            Pooler::Transaction => in_transaction(&self.client, &self.local, asked).await?,
+        };
         Ok(sent.elapsed())
     }
 }

@@ -5,11 +5,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use postgres_types::Type;
 use tokio::sync::{Notify, watch};
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
-use super::session::{Session, SessionError};
+use super::session::{Session, SessionError, Settings};
 use super::{Running, bounded};
 use crate::database::Target;
 use crate::state::State;
@@ -19,7 +20,7 @@ use crate::throttle::reading::{Figure, Reading, seconds};
 
 /// Plans that look for the newest slot by the index, however small the table was when it was planned:
 /// a plan is kept, and while a transaction stays open the table fills with dead versions.
-const BY_INDEX: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off;";
+const BY_INDEX: Settings = &[("enable_seqscan", "off"), ("enable_bitmapscan", "off"), ("enable_sort", "off")];
 
 /// A replica that is watched until this is dropped.
 #[derive(Debug)]
@@ -140,7 +141,7 @@ impl Seen {
 
 /// Looks once. The error says what to do.
 async fn look(session: &mut Session, newest: &str, daemon: &str, within: Duration) -> Result<Answer, String> {
-    match session.query(newest, &[&daemon], within).await.as_deref() {
+    match session.query(newest, &[(&daemon, Type::TEXT)], within).await.as_deref() {
         Ok([row]) => Ok(answer(row)),
         Ok(_) => Err("does not answer: it returned no row".to_owned()),
         Err(SessionError::Connect(error)) => Err(format!("does not answer: {error}")),

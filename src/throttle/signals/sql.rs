@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use tokio_postgres::types::Type;
 
 use super::Signal;
-use super::session::Session;
+use super::session::{Session, Settings};
 use crate::database::Target;
 use crate::throttle::reading::{Figure, Reading};
 
 /// What a signal reads it must not change.
-const READ_ONLY: &str = "SET default_transaction_read_only = on;";
+const READ_ONLY: Settings = &[("default_transaction_read_only", "on")];
 
 /// The signal `sql.NAME`.
 #[derive(Debug)]
@@ -39,15 +39,15 @@ impl Sql {
 
     async fn ask(&mut self, within: Duration) -> Result<Figure, String> {
         // As it is written first, so that what the server has to say about it is about nothing else.
-        let statement = self.session.prepare(&self.query, within).await?;
-        let [column] = statement.columns() else {
-            return Err(match statement.columns().len() {
+        let columns = self.session.columns(&self.query, within).await?;
+        let [column] = columns.as_slice() else {
+            return Err(match columns.len() {
                 0 => "the query returns nothing: write a SELECT of one number".to_owned(),
                 columns => format!("the query returns {columns} columns: it must return one, a number"),
             });
         };
-        if let Some(advice) = no_number(column.type_()) {
-            return Err(format!("the query returns a {}: {advice}", column.type_().name()));
+        if let Some(advice) = no_number(column) {
+            return Err(format!("the query returns a {}: {advice}", column.name()));
         }
         // The server casts, whatever the type is, and no more than two rows ever come here. The query
         // may end in a comment, so what follows begins on a line of its own.

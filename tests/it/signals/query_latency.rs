@@ -1,7 +1,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use backfilld::database::Target;
+use backfilld::database::{Pooler, Target};
 use backfilld::state::State;
 use backfilld::state::heartbeat::{Beat, Writer};
 use backfilld::throttle::beats::Beats;
@@ -287,7 +287,7 @@ async fn a_slot_ends_with_its_row_and_what_is_gone_is_removed() {
         )
         .await
         .unwrap();
-    let mut writer = Writer::begin(&client, &state, "a daemon", 0).await.unwrap();
+    let mut writer = Writer::begin(&client, Pooler::None, &state, "a daemon", 0).await.unwrap();
     assert_eq!(newest(&client).await, Some((42, 0)), "after the slots there are");
     let first = writer.write(&client).await.unwrap();
     let second = writer.write(&client).await.unwrap();
@@ -300,6 +300,6 @@ async fn a_slot_ends_with_its_row_and_what_is_gone_is_removed() {
     let rows = client.query("SELECT daemon FROM backfilld.heartbeat ORDER BY daemon", &[]).await.unwrap();
     let daemons: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     assert_eq!(daemons, ["a daemon", "lives"]);
-    let other = Writer::begin(&client, &state, "a daemon", 100).await.unwrap();
+    let other = Writer::begin(&client, Pooler::None, &state, "a daemon", 100).await.unwrap();
     assert_eq!(other.slot(), 101, "after the slot of the connection before");
 }

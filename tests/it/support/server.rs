@@ -185,9 +185,7 @@ impl Server {
             .tempdir()
             .expect("the temporary folder can be written to")
             .keep();
-        if let Some((uid, gid)) = server_account() {
-            std::os::unix::fs::chown(&folder, Some(uid), Some(gid)).expect("root may give a folder away");
-        }
+        give_to_server_account(&folder);
         let data = folder.join("data");
         let stop = command(
             "pg_ctl",
@@ -297,18 +295,31 @@ fn try_run(program: &str, arguments: &[&OsStr]) -> Result<(), String> {
 
 /// One of PostgreSQL's programs with its arguments, to be run as the account that servers run as.
 fn command(program: &str, arguments: &[&OsStr]) -> Command {
-    let path = programs().join(program);
+    let mut command = as_server_account(&programs().join(program));
+    command.args(arguments);
+    command
+}
+
+/// A program, to be run as the account that servers run as: they refuse to be run by root.
+pub(crate) fn as_server_account(program: &Path) -> Command {
     let mut command = if let Some((uid, gid)) = server_account() {
         let mut command = Command::new("setpriv");
         command.args([format!("--reuid={uid}"), format!("--regid={gid}")]);
-        command.arg("--clear-groups").arg(path);
+        command.arg("--clear-groups").arg(program);
         command
     } else {
-        Command::new(path)
+        Command::new(program)
     };
     // The folder that the tests run in may be closed to that account.
-    command.args(arguments).current_dir("/");
+    command.current_dir("/");
     command
+}
+
+/// Lets that account use `folder`.
+pub(crate) fn give_to_server_account(folder: &Path) {
+    if let Some((uid, gid)) = server_account() {
+        std::os::unix::fs::chown(folder, Some(uid), Some(gid)).expect("root may give a folder away");
+    }
 }
 
 /// Where a program of PostgreSQL's is, for one that is run as the account of the tests: `pgbench`.
