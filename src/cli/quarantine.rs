@@ -11,6 +11,9 @@ use crate::state::quarantine::{self, Quarantined};
 use crate::state::{StateError, event, job};
 use crate::walk::again::{self, Again};
 
+/// What the audit log calls it.
+const RETRIED: &str = "quarantine retried";
+
 pub(super) async fn run(context: &Context, command: &Quarantine) -> Result<ExitCode, Failure> {
     let client = context.connect_to_state().await?;
     let name = &command.name;
@@ -25,7 +28,7 @@ pub(super) async fn run(context: &Context, command: &Quarantine) -> Result<ExitC
     }
     for row in &rows {
         let at = row.at.strftime("%Y-%m-%d %H:%M:%SZ");
-        output::line(format!("{at}  key {}  {}  {}", key(row), row.sqlstate, row.message))?;
+        output::line(format!("{at}  key {}  {}  {}", key(row), row.sqlstate, shown(&row.message)))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -46,34 +49,72 @@ async fn retry(
         }
         Err(PreflightError::Database(error)) => return Err(StateError::from(error).into()),
     };
-    let (mut changed, mut gone, mut left) = (0, 0, 0);
+    let mut outcome = Outcome { rows: rows.len(), ..Outcome::default() };
     for row in rows {
-        match again::row(&mut client, state, &plan, name, row).await? {
-            Again::Changed => changed += 1,
-            Again::NothingToDo => gone += 1,
-            Again::Refused(message) => {
-                left += 1;
-                output::line(format!("key {}: still cannot be changed: {message}", key(row)))?;
+        let tried = again::row(&mut client, state, &plan, name, row).await;
+        let why = match tried {
+            Ok(Again::Changed) => {
+                outcome.changed += 1;
+                continue;
             }
-            Again::Taken => {
-                left += 1;
-                output::line(format!(
-                    "key {}: not tried: the job is being changed, or somebody else tries it",
-                    key(row)
-                ))?;
+            Ok(Again::NothingToDo) => {
+                outcome.without_change += 1;
+                continue;
             }
-        }
+            Ok(Again::Refused(message)) => format!("still cannot be changed: {message}"),
+            Ok(Again::Busy(message)) => format!("not changed, somebody is in the way: {message}"),
+            Ok(Again::Taken) => {
+                "not tried: somebody else has just tried it, or changes the job or its table".to_owned()
+            }
+            Err(error) => {
+                // What was changed before is, and the audit log has it, as far as the database can be had.
+                let told = outcome.told();
+                let _ = event::record(&client, state, Some(name), RETRIED, &context.actor, &told).await;
+                output::line(format!("job {name}: {told}"))?;
+                return Err(error.into());
+            }
+        };
+        output::line(format!("key {}: {why}", key(row)))?;
     }
-    let nothing = if gone > 0 { format!(", {gone} had nothing left to change") } else { String::new() };
-    let told = format!("{changed} of {} rows changed{nothing}, {left} stay in quarantine", rows.len());
-    event::record(&client, state, Some(name), "quarantine retried", &context.actor, &told).await?;
-    if left > 0 {
+    let told = outcome.told();
+    event::record(&client, state, Some(name), RETRIED, &context.actor, &told).await?;
+    if outcome.left() > 0 {
         return Err(Failure::runtime(format!("job {name}: {told}")));
     }
     output::line(format!("job {name}: {told}"))?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// What became of the rows.
+#[derive(Default)]
+struct Outcome {
+    rows: usize,
+    changed: usize,
+    without_change: usize,
+}
+
+impl Outcome {
+    fn left(&self) -> usize {
+        self.rows - self.changed - self.without_change
+    }
+
+    fn told(&self) -> String {
+        let without_change = match self.without_change {
+            0 => String::new(),
+            rows => format!(", {rows} had nothing left to change"),
+        };
+        let (changed, rows, left) = (self.changed, self.rows, self.left());
+        format!("{changed} of {rows} rows changed{without_change}, {left} not")
+    }
+}
+
+/// On one line, whatever is in it.
+fn shown(text: &str) -> String {
+    text.chars()
+        .flat_map(|one| if one.is_control() { one.escape_default().collect() } else { vec![one] })
+        .collect()
+}
+
 fn key(row: &Quarantined) -> String {
-    format!("({})", row.key.join(", "))
+    format!("({})", shown(&row.key.join(", ")))
 }

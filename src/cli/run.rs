@@ -16,6 +16,7 @@ use crate::http;
 use crate::job::file::job_files;
 use crate::job::submission;
 use crate::settings::{LogFormat, LogLevel, LogSettings};
+use crate::state::submission::{Known, Submitted};
 use crate::state::{self, Upgraded};
 
 pub(super) async fn run(context: Context, command: Run) -> Result<ExitCode, Failure> {
@@ -37,7 +38,7 @@ pub(super) async fn run(context: Context, command: Run) -> Result<ExitCode, Fail
 
     // Everything that can be refused is, before anything is changed.
     let mut client = context.connect().await?;
-    submit::examine_all(&client, &context, &jobs, false).await?;
+    submit::examine_all(&client, &context, &jobs, Known::KeepsTuning).await?;
     let listener = http::Listener::bind(context.settings.http.listen).await.map_err(Failure::runtime)?;
     if state::is_current(&client, &context.state).await.is_ok() {
         let name = context.settings.daemon.name();
@@ -48,10 +49,16 @@ pub(super) async fn run(context: Context, command: Run) -> Result<ExitCode, Fail
     }
     let mut own_jobs = Vec::new();
     for job in &jobs {
-        let submitted = submission::register(&mut client, &context.state, &job.spec, false, &context.actor)
-            .await
-            .map_err(|error| Failure::submission(&job.path, &error))?;
-        tracing::info!(job = %job.spec.name, "job {}", submit::told(&submitted));
+        let submitted =
+            submission::register(&mut client, &context.state, &job.spec, Known::KeepsTuning, &context.actor)
+                .await
+                .map_err(|error| Failure::submission(&job.path, &error))?;
+        if let Submitted::Kept { difference } = &submitted {
+            tracing::warn!(job = %job.spec.name, file = %job.path.display(), difference,
+                           "the job keeps its own tuning; `submit --replace` takes that of the file");
+        } else {
+            tracing::info!(job = %job.spec.name, "job {}", submit::told(&submitted));
+        }
         own_jobs.push(job.spec.name.clone());
     }
 

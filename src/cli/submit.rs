@@ -9,17 +9,18 @@ use super::arguments::Submit;
 use super::failure::Failure;
 use super::{Context, output};
 use crate::job::{Job, submission};
-use crate::state::submission::Submitted;
+use crate::state::submission::{Known, Submitted};
 
 pub(super) async fn run(context: &Context, command: &Submit) -> Result<ExitCode, Failure> {
     let jobs = read(&command.files)?;
     let mut client = context.connect_to_state().await?;
-    examine_all(&client, context, &jobs, command.replace).await?;
+    let if_known = if command.replace { Known::Replaced } else { Known::Refused };
+    examine_all(&client, context, &jobs, if_known).await?;
     let mut failures = Vec::new();
     for job in &jobs {
         let name = &job.spec.name;
         let (state, actor) = (&context.state, &context.actor);
-        match submission::register(&mut client, state, &job.spec, command.replace, actor).await {
+        match submission::register(&mut client, state, &job.spec, if_known, actor).await {
             Ok(submitted) => output::line(format!("job {name} {}", told(&submitted)))?,
             Err(error) => failures.push(Failure::submission(&job.path, &error)),
         }
@@ -32,11 +33,11 @@ pub(super) async fn examine_all(
     client: &Client,
     context: &Context,
     jobs: &[Job],
-    replace: bool,
+    if_known: Known,
 ) -> Result<(), Failure> {
     let mut failures = Vec::new();
     for job in jobs {
-        if let Err(error) = submission::examine(client, &context.state, &job.spec, replace).await {
+        if let Err(error) = submission::examine(client, &context.state, &job.spec, if_known).await {
             failures.push(Failure::submission(&job.path, &error));
         }
     }
@@ -71,6 +72,7 @@ pub(super) fn told(submitted: &Submitted) -> String {
     match submitted {
         Submitted::New => "submitted".to_owned(),
         Submitted::Unchanged => "is already known with this spec: nothing to do".to_owned(),
+        Submitted::Kept { difference } => format!("keeps its own {difference}"),
         Submitted::Retuned { state } if matches!(state.as_str(), "complete" | "failed" | "cancelled") => {
             format!("changed; it is {state} and stays so")
         }

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use super::arguments::Tune;
 use super::failure::Failure;
-use super::submit::told;
 use super::{Context, output};
 use crate::job::tune;
+use crate::state::submission::Tuned;
 use crate::state::{job, submission};
 
 pub(super) async fn run(context: &Context, command: &Tune) -> Result<ExitCode, Failure> {
@@ -17,6 +17,12 @@ pub(super) async fn run(context: &Context, command: &Tune) -> Result<ExitCode, F
         tune::apply(&known.spec, &command.changes).map_err(|problems| Failure::usage(problems.join("\n")))?;
     let tuned =
         submission::tune(&mut client, &context.state, &known, &spec.to_json(), &context.actor).await?;
-    output::line(format!("job {name} {}", told(&tuned)))?;
+    output::line(match tuned {
+        Tuned::Unchanged => format!("job {name} is tuned so already: nothing to do"),
+        Tuned::Changed { state, told } if state == "failed" => {
+            format!("job {name}: {told}; it has failed and stays so until `backfilld retry {name}`")
+        }
+        Tuned::Changed { told, .. } => format!("job {name}: {told}; it goes on from its cursor"),
+    })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -84,10 +84,9 @@ fn told(status: &Status) -> Option<Result<ExitCode, Failure>> {
         "complete" => {
             let quarantined = match status.rows_quarantined {
                 0 => String::new(),
-                rows => format!(
-                    "; {} could not be changed and are in quarantine (table quarantine)",
-                    output::count(rows)
-                ),
+                rows => {
+                    format!("; {} could not be changed (`backfilld quarantine {name}`)", output::count(rows))
+                }
             };
             let text = format!(
                 "job {name} is complete: {} rows changed of {} scanned{quarantined}",

@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 use crate::job::file::job_files;
 use crate::job::submission::SubmitError;
 use crate::job::{Job, submission};
-use crate::state::submission::Submitted;
+use crate::state::submission::{Known, Submitted};
 use crate::state::{Actor, State};
 
 /// Submits every job file of the directory. A file that cannot be used is reported and left out.
@@ -29,6 +29,10 @@ pub(super) async fn submit_all(client: &mut Client, state: &State, directory: &P
         };
         match submit(client, state, &job, actor).await {
             Ok(Submitted::Unchanged) => {}
+            Ok(Submitted::Kept { difference }) => {
+                tracing::warn!(job = %job.spec.name, file = %path.display(), difference,
+                               "the job keeps its own tuning; `submit --replace` takes that of the file");
+            }
             Ok(_) => tracing::info!(job = %job.spec.name, file = %path.display(), "job submitted"),
             Err(error) => tracing::error!(file = %path.display(), %error, "job file not submitted"),
         }
@@ -41,6 +45,6 @@ async fn submit(
     job: &Job,
     actor: &Actor,
 ) -> Result<Submitted, SubmitError> {
-    submission::examine(client, state, &job.spec, false).await?;
-    submission::register(client, state, &job.spec, false, actor).await
+    submission::examine(client, state, &job.spec, Known::KeepsTuning).await?;
+    submission::register(client, state, &job.spec, Known::KeepsTuning, actor).await
 }

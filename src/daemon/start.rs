@@ -43,8 +43,9 @@ pub(super) async fn next(
     let mut holder = database.get().await?;
     // Held to the end: another daemon that looks meanwhile passes on to the next job.
     let transaction = holder.transaction().await?;
-    // Open for as long as the preflight and the estimate take.
-    transaction.batch_execute("SET LOCAL idle_in_transaction_session_timeout = 0").await?;
+    // Open for as long as the preflight and the estimate take, and a turn lasts at most; but not for as long as
+    // a daemon is stopped that was in the middle of it.
+    transaction.batch_execute("SET LOCAL idle_in_transaction_session_timeout = '150s'").await?;
     let Some(record) = job::lock_next_pending(&transaction, state, except).await? else {
         return Ok(Next::Nothing);
     };

@@ -1,6 +1,7 @@
 //! The daemon's one loop: looks what the database says, starts what should run, and ends it all.
 
 mod intake;
+mod splitting;
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -12,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-use super::leases::Held;
+use super::leases::{Held, Keeper, Kept};
 use super::signals::Signal;
 use super::start::StartError;
 use super::throttle::Throttle;
@@ -22,7 +23,9 @@ use crate::database::{ConnectError, Database, Failure};
 use crate::http::Health;
 use crate::settings::Settings;
 use crate::state::slice::{self, Claim};
+use crate::state::split::Rest;
 use crate::state::{Actor, State, StateError, daemon, event, job, status};
+use intake::Wanted;
 
 /// How often the database is asked when nothing is heard from it.
 const POLL_EVERY: Duration = Duration::from_secs(1);
@@ -35,8 +38,8 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(5);
 /// After so many turns in a row a permanent error is taken for one: a failover or an upgrade of the
 /// state schema may look like one for a moment.
 const PERMANENT_AFTER: u32 = 10;
-/// Connections that no batch may take: the supervisor's, and those of a start.
-const SPARE_CONNECTIONS: usize = 3;
+/// Connections that no batch may take: the supervisor's, those of a start, and the one that renews leases.
+const SPARE_CONNECTIONS: usize = 4;
 const LONGEST_WAIT_TO_CONNECT: Duration = Duration::from_secs(5);
 
 /// How the daemon ended.
@@ -108,13 +111,15 @@ pub(super) struct Supervisor {
     throttle: Throttle,
     held: Held,
     started_at: Timestamp,
-    renewed: Option<Instant>,
+    keeper: Keeper,
     measured: Option<Instant>,
     /// Turns in a row that failed, and when to try again.
     failures: u32,
     rest_until: Instant,
     /// How many workers each job is to have here, as its spec said when it was last looked at.
-    wanted_workers: BTreeMap<String, usize>,
+    wanted_workers: BTreeMap<String, Wanted>,
+    /// Slices that could not be split, and when.
+    left_whole: Vec<(Rest, Instant)>,
     /// Jobs that somebody was in the way of, and when.
     put_off: BTreeMap<String, Instant>,
     /// Jobs that may not be walked for reasons of their own, as they were when that was seen.
@@ -136,6 +141,16 @@ impl Supervisor {
         throttle: Throttle,
     ) -> Self {
         let Identity { name, actor, started_at } = identity;
+        let (held, mode) = (Held::default(), watch::Sender::new(Mode::Walking));
+        let keeper = Keeper::start(Kept {
+            database: database.clone(),
+            state: state.clone(),
+            name: name.clone(),
+            started_at,
+            held: held.clone(),
+            mode: mode.subscribe(),
+            lease: options.settings.daemon.lease,
+        });
         Self {
             workers_at_most: options.settings.database.pool_size - SPARE_CONNECTIONS,
             options,
@@ -145,16 +160,17 @@ impl Supervisor {
             actor,
             health,
             recorder,
-            mode: watch::Sender::new(Mode::Walking),
+            mode,
             workers: JoinSet::new(),
             throttle,
-            held: Held::default(),
+            held,
             started_at,
-            renewed: None,
+            keeper,
             measured: None,
             failures: 0,
             rest_until: Instant::now(),
             wanted_workers: BTreeMap::new(),
+            left_whole: Vec::new(),
             put_off: BTreeMap::new(),
             barred: BTreeMap::new(),
             told_busy: None,
@@ -233,8 +249,10 @@ impl Supervisor {
 
     /// Looks what there is to do and sets it going. An ending: nothing is left, and that was asked for.
     async fn turn(&mut self) -> Result<Option<Ending>, TurnError> {
+        if self.keeper.is_superseded() {
+            return Err(TurnError::Superseded(self.name.clone()));
+        }
         let client = self.database.get().await?;
-        self.renew(&client).await?;
         for job in job::resume_due(&**client, &self.state, &self.actor).await? {
             tracing::info!(%job, "job resumed: the time asked for is over");
         }
@@ -272,24 +290,6 @@ impl Supervisor {
         }
         metrics::leases_held(self.held.len());
         self.measured = None;
-    }
-
-    /// Three times a lease: says that this daemon lives, and keeps its slices.
-    async fn renew(&mut self, client: &tokio_postgres::Client) -> Result<(), TurnError> {
-        let lease = self.options.settings.daemon.lease;
-        if self.renewed.is_some_and(|at| at.elapsed() < lease / 3) {
-            return Ok(());
-        }
-        let doing = match *self.mode.borrow() {
-            Mode::Walking => "running",
-            Mode::Resting => "paused",
-        };
-        if !daemon::seen(client, &self.state, &self.name, self.started_at, doing).await? {
-            return Err(TurnError::Superseded(self.name.clone()));
-        }
-        slice::renew(client, &self.state, &self.name, &self.held.all(), lease).await?;
-        self.renewed = Some(Instant::now());
-        Ok(())
     }
 
     async fn measure(&mut self, client: &tokio_postgres::Client) -> Result<(), TurnError> {
@@ -359,7 +359,6 @@ impl Supervisor {
             Mode::Walking => ("daemon resumed", "SIGUSR2"),
         };
         tracing::info!(reason, "{kind}");
-        self.renewed = None;
         self.tell(kind, reason).await;
     }
 
@@ -394,6 +393,7 @@ impl Supervisor {
         if new.throttle != old.throttle {
             self.throttle.reconfigure(new.throttle.clone());
         }
+        self.keeper.set_lease(new.daemon.lease);
         self.options.settings = new;
         tracing::info!("configuration reloaded");
         self.tell("configuration reloaded", "SIGHUP").await;
@@ -437,8 +437,9 @@ impl Supervisor {
     }
 
     /// The last words to the database; it may be gone, so not for long.
-    async fn goodbye(&mut self, reason: &str) {
+    async fn goodbye(mut self, reason: &str) {
         self.throttle.finish(FAREWELL_TIMEOUT).await;
+        self.keeper.finish(FAREWELL_TIMEOUT).await;
         let farewell = async {
             let client = self.database.get().await?;
             // What another daemon of this name holds is not this one's to hand back.

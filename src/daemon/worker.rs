@@ -338,7 +338,7 @@ impl Worker {
         let limit = self.spec.limits.max_quarantined_rows();
         let job = &self.claim.job;
         self.fail(&format!(
-            "the row with key ({}) cannot be changed: {}; {quarantined} rows are set aside already (table quarantine) and limits.max_quarantined_rows = {limit} allows no more. Correct the row and `backfilld retry {job}`, which goes on with it; or correct update.set and submit with --replace, which begins again",
+            "the row with key ({}) cannot be changed: {}; {quarantined} rows are set aside already (`backfilld quarantine {job}`) and limits.max_quarantined_rows = {limit} allows no more. Correct the row and `backfilld retry {job}`, which goes on with it; or correct update.set and submit with --replace, which begins again",
             row.key.join(", "),
             row.message
         ))
@@ -470,7 +470,7 @@ impl Worker {
         .await
         .map_err(|error| describe(&error))?;
         let estimated_rows = rows_scanned + rest.range_rows;
-        slice::estimate(&*transaction, &self.state, &self.claim, estimated_rows)
+        slice::estimate(&*transaction, &self.state, &self.claim, &batch.last_key, estimated_rows)
             .await
             .map_err(|error| error.to_string())?;
         transaction.commit().await.map_err(|error| describe(&error))?;

@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 
 use super::preflight::{self, PreflightError};
 use super::spec::Spec;
-use crate::state::submission::{self, Submitted};
+use crate::state::submission::{self, Known, Submitted};
 use crate::state::{self, Actor, State, StateError, job};
 
 /// Why a job was not submitted.
@@ -20,14 +20,23 @@ pub enum SubmitError {
 
 /// Whether a job that could be submitted may be: it can run, or it is known with the same spec, which
 /// is not examined again. Changes nothing.
-pub async fn examine(client: &Client, state: &State, spec: &Spec, replace: bool) -> Result<(), SubmitError> {
+pub async fn examine(
+    client: &Client,
+    state: &State,
+    spec: &Spec,
+    if_known: Known,
+) -> Result<(), SubmitError> {
     // Without a state schema that can be read, no job is known.
     if state::is_current(client, state).await.is_ok() {
         match job::load(client, state, &spec.name).await {
             Ok(known) if known.spec == spec.to_json() => return Ok(()),
             // That the name is taken is the first thing to tell.
-            Ok(known) if !replace => {
-                let difference = submission::differing_keys(&known.spec, &spec.to_json()).join(", ");
+            Ok(known) if if_known != Known::Replaced => {
+                let different = submission::differing_keys(&known.spec, &spec.to_json());
+                if if_known == Known::KeepsTuning && submission::only_tuning(&different) {
+                    return Ok(());
+                }
+                let difference = different.join(", ");
                 return Err(StateError::Different { name: known.name, difference }.into());
             }
             Ok(_) | Err(StateError::UnknownJob { .. }) => {}
@@ -43,8 +52,8 @@ pub async fn register(
     client: &mut Client,
     state: &State,
     spec: &Spec,
-    replace: bool,
+    if_known: Known,
     actor: &Actor,
 ) -> Result<Submitted, SubmitError> {
-    Ok(submission::submit(client, state, &spec.name, &spec.to_json(), replace, actor).await?)
+    Ok(submission::submit(client, state, &spec.name, &spec.to_json(), if_known, actor).await?)
 }

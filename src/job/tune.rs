@@ -10,20 +10,21 @@ const SHORT: [(&str, &str); 2] = [("workers", "walk.workers"), ("rows_per_second
 /// The sections that may be tuned as a whole.
 const SECTIONS: [&str; 2] = ["batch", "limits"];
 
-/// The spec with each of `changes`, written as `KEY=VALUE`. One message for every change that is wrong.
+/// The spec with each of `changes`, written as `KEY=VALUE`; `KEY=` takes a key out, so that its default holds. One
+/// message for every change that is wrong.
 pub fn apply(spec: &Value, changes: &[String]) -> Result<Spec, Vec<String>> {
     let (mut tuned, mut problems) = (spec.clone(), Vec::new());
     for change in changes {
         match parse(change) {
-            Ok((section, key, value)) => set(&mut tuned, &section, &key, &value),
+            Ok((section, key, value)) => set(&mut tuned, &section, &key, value.as_ref()),
             Err(more) => problems.extend(more),
         }
     }
     if problems.is_empty() { Spec::from_json(&tuned) } else { Err(problems) }
 }
 
-/// Section, key and value of a change.
-fn parse(change: &str) -> Result<(String, String, toml::Value), Vec<String>> {
+/// Section and key of a change, and the value unless the key is to be taken out.
+fn parse(change: &str) -> Result<(String, String, Option<toml::Value>), Vec<String>> {
     let Some((name, text)) = change.split_once('=') else {
         return Err(vec![format!("{change}: write KEY=VALUE, such as workers=4")]);
     };
@@ -42,13 +43,26 @@ fn parse(change: &str) -> Result<(String, String, toml::Value), Vec<String>> {
         .unwrap_or_else(|| toml::Value::String(text.to_owned()));
     let keys = toml::Table::from_iter([(key.to_owned(), value.clone())]);
     let table = toml::Table::from_iter([(section.to_owned(), toml::Value::Table(keys))]);
-    match KNOWN_KEYS.check(&table, Source::File) {
-        problems if problems.is_empty() => Ok((section.to_owned(), key.to_owned(), value)),
-        problems => Err(problems),
+    let is_out = text.is_empty();
+    let mut problems = KNOWN_KEYS.check(&table, Source::File);
+    if is_out {
+        // Nothing is wrong with a value that there is not.
+        problems.retain(|problem| problem.starts_with("unknown key"));
+    }
+    if problems.is_empty() {
+        Ok((section.to_owned(), key.to_owned(), Some(value).filter(|_| !is_out)))
+    } else {
+        Err(problems)
     }
 }
 
-fn set(spec: &mut Value, section: &str, key: &str, value: &toml::Value) {
+fn set(spec: &mut Value, section: &str, key: &str, value: Option<&toml::Value>) {
+    let Some(value) = value else {
+        if let Some(keys) = spec[section].as_object_mut() {
+            keys.remove(key);
+        }
+        return;
+    };
     let value = serde_json::to_value(value).expect("a value of a known kind is one of JSON too");
     if !spec[section].is_object() {
         spec[section] = Value::Object(serde_json::Map::new());
@@ -79,6 +93,7 @@ mod tests {
         expected["limits"] = json!({"rows_per_second": 500.0});
         expected["batch"]["target_duration"] = json!("20ms");
         assert_eq!(tuned, expected);
+        assert_eq!(apply(&["workers=4", "workers=", "batch.min_rows="]).unwrap()["batch"], json!({}));
         assert_eq!(
             apply(&["batch.target_duration=\"20ms\"", "walk.workers=4", "limits.rows_per_second=500"])
                 .unwrap(),
@@ -90,6 +105,8 @@ mod tests {
     fn what_is_wrong_is_told_with_its_key() {
         for (change, told) in [
             ("workers", "write KEY=VALUE"),
+            ("worker=", "worker cannot be tuned"),
+            ("batch.max_row=", "did you mean max_rows"),
             ("workers=many", "walk.workers must be a whole number"),
             ("workers=0", "walk.workers must be from 1"),
             ("batch.max_row=5", "did you mean max_rows"),

@@ -87,7 +87,7 @@ pub struct DatabaseSettings {
 
 impl Default for DatabaseSettings {
     fn default() -> Self {
-        Self { url: None, pool_size: 8, pooler: Pooler::None }
+        Self { url: None, pool_size: 16, pooler: Pooler::None }
     }
 }
 
@@ -299,22 +299,22 @@ impl Settings {
                 problems.push(format!("{}: {message}", source_of(key)));
             }
         };
-        // The supervisor, a start and the workers each hold one at times.
+        // The supervisor, a start (two), the renewal of leases and the workers each hold one at times.
         let (jobs, pool) = (self.daemon.max_running_jobs, self.database.pool_size);
-        let too_few = pool < jobs.saturating_add(3);
+        let too_few = pool < jobs.saturating_add(4);
         // Whichever of the two was set last is the one to blame.
         let pool_is_set = !source_of("database.pool_size").starts_with(ENVIRONMENT_PREFIX)
             && source_of("daemon.max_running_jobs").starts_with(ENVIRONMENT_PREFIX);
         wrong(
             too_few && pool_is_set,
             &format!(
-                "daemon.max_running_jobs = {jobs} needs database.pool_size of {jobs} + 3 at least, and it is {pool}"
+                "daemon.max_running_jobs = {jobs} needs database.pool_size of {jobs} + 4 at least, and it is {pool}"
             ),
         );
         wrong(
             too_few && !pool_is_set,
             &format!(
-                "database.pool_size = {pool} must be at least daemon.max_running_jobs + 3, and that is {jobs} + 3"
+                "database.pool_size = {pool} must be at least daemon.max_running_jobs + 4, and that is {jobs} + 4"
             ),
         );
         wrong(self.daemon.max_running_jobs == 0, "daemon.max_running_jobs must be 1 or more");

@@ -39,8 +39,17 @@ pub async fn set_aside(
     Ok(())
 }
 
-/// How many rows of a job are set aside.
+/// How many rows of a job are set aside. Whoever asks in a transaction is the only one that sets some aside until
+/// its end: two workers that count at once would both find room for one more.
 pub async fn count(client: &impl GenericClient, state: &State, job: &str) -> Result<i64, StateError> {
+    let name = format!("{}/{job}/quarantine", state.name);
+    client
+        .execute_typed(
+            "SELECT pg_advisory_xact_lock(hashtextextended('backfilld ' || $1, 0))",
+            &[(&name, Type::TEXT)],
+        )
+        .await?;
+    // In a statement of its own, which sees what the one before has committed.
     let row = client
         .query_typed_one(
             &state.sql("SELECT count(*) FROM {s}.quarantine WHERE job = $1"),
@@ -74,19 +83,23 @@ pub async fn list(
 }
 
 /// Takes a row out, in the transaction that changes it: `rows_changed` of it, 1 or, when it is gone or does
-/// not match any more, 0. False when it is not there: somebody else has just taken it.
+/// not match any more, 0. `table` is the name of the table as SQL. False when the row is not there, somebody else
+/// has just taken it; or when the name belongs to another table now.
 pub async fn take(
     transaction: &Transaction<'_>,
     state: &State,
     job: &str,
     row: &Quarantined,
     rows_changed: i64,
+    table: &str,
 ) -> Result<bool, StateError> {
     let taken = transaction
         .query_typed_one(
             &state.sql(
                 "WITH taken AS (
-                     DELETE FROM {s}.quarantine WHERE id = $2 RETURNING job
+                     DELETE FROM {s}.quarantine WHERE id = $2
+                        AND to_regclass($4) = (SELECT table_oid FROM {s}.job WHERE name = $1)
+                     RETURNING job
                  ), counted AS (
                      -- Which slice counts it makes no difference to the job's sums.
                      UPDATE {s}.slice s SET rows_quarantined = rows_quarantined - 1,
@@ -98,7 +111,7 @@ pub async fn take(
                  )
                  SELECT count(*) FROM taken",
             ),
-            &[(&job, Type::TEXT), (&row.id, Type::INT8), (&rows_changed, Type::INT8)],
+            &[(&job, Type::TEXT), (&row.id, Type::INT8), (&rows_changed, Type::INT8), (&table, Type::TEXT)],
         )
         .await?;
     Ok(taken.get::<_, i64>(0) == 1)

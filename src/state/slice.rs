@@ -236,6 +236,8 @@ impl Statements {
                      rows_per_second = $8, active_seconds = active_seconds + $9,
                      checkpoint_at = clock_timestamp(),
                      finished_at = CASE WHEN $10 THEN clock_timestamp() END,
+                     -- What was estimated of a slice says nothing more once its rows are counted.
+                     estimated_rows = CASE WHEN $10 THEN rows_scanned + $5 ELSE estimated_rows END,
                      owner = CASE WHEN $10 THEN NULL ELSE owner END,
                      lease_until = CASE WHEN NOT $10
                                         THEN clock_timestamp() + make_interval(secs => $11) END
@@ -331,18 +333,19 @@ pub async fn advance(
     }
 }
 
-/// Writes down a better estimate of how many rows the slice has in all.
+/// Writes down a better estimate of how many rows the slice has in all, as long as it ends at `last_key`.
 pub async fn estimate(
     client: &impl GenericClient,
     state: &State,
     claim: &Claim,
+    last_key: &[String],
     rows: i64,
 ) -> Result<(), StateError> {
     client
         .execute_typed(
             &state.sql(
                 "UPDATE {s}.slice SET estimated_rows = $5
-                 WHERE job = $1 AND number = $2 AND epoch = $3 AND owner = $4",
+                 WHERE job = $1 AND number = $2 AND epoch = $3 AND owner = $4 AND last_key = $6",
             ),
             &[
                 (&claim.job, Type::TEXT),
@@ -350,6 +353,7 @@ pub async fn estimate(
                 (&claim.epoch, Type::INT8),
                 (&claim.owner, Type::TEXT),
                 (&rows, Type::INT8),
+                (&last_key, Type::TEXT_ARRAY),
             ],
         )
         .await?;
@@ -421,7 +425,8 @@ pub async fn release_all(client: &impl GenericClient, state: &State, owner: &str
     Ok(())
 }
 
-/// Renews the leases of the given claims of one owner.
+/// Renews the leases of the given claims of one owner. Of a slice that is locked just now the batch that locks it
+/// renews the lease, or whoever else changes it is done in a moment: nobody is waited for.
 pub async fn renew(
     client: &impl GenericClient,
     state: &State,
@@ -435,10 +440,15 @@ pub async fn renew(
     client
         .execute_typed(
             &state.sql(
-                "UPDATE {s}.slice s SET lease_until = clock_timestamp() + make_interval(secs => $4)
-                 FROM unnest($1, $2, $3) AS held (job, number, epoch)
-                 WHERE s.job = held.job AND s.number = held.number AND s.epoch = held.epoch
-                   AND s.owner = $5",
+                "WITH free AS (
+                     SELECT s.job, s.number
+                     FROM {s}.slice s JOIN unnest($1, $2, $3) AS held (job, number, epoch)
+                          USING (job, number, epoch)
+                     WHERE s.owner = $5
+                     FOR NO KEY UPDATE OF s SKIP LOCKED
+                 )
+                 UPDATE {s}.slice s SET lease_until = clock_timestamp() + make_interval(secs => $4)
+                 FROM free WHERE s.job = free.job AND s.number = free.number",
             ),
             &[
                 (&jobs, Type::TEXT_ARRAY),

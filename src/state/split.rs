@@ -30,12 +30,16 @@ pub struct Rest {
     pub rows: i64,
 }
 
-/// The slice with most rows left, of a running job that has no slice to claim.
+/// The slice with most rows left, of a running job that has no slice to claim. `whole` are left alone: the job,
+/// number and last key of slices in which no middle was found.
 pub async fn largest(
     client: &impl GenericClient,
     state: &State,
     within: &Within,
+    whole: &[Rest],
 ) -> Result<Option<Rest>, StateError> {
+    let jobs: Vec<&str> = whole.iter().map(|rest| rest.job.as_str()).collect();
+    let numbers: Vec<i32> = whole.iter().map(|rest| rest.number).collect();
     let row = client
         .query_typed_opt(
             &state.sql(
@@ -44,6 +48,7 @@ pub async fn largest(
                  WHERE j.state = 'running' AND s.finished_at IS NULL AND s.job <> ALL ($1)
                    AND ($2::text[] IS NULL OR s.job = ANY ($2))
                    AND s.owner IS NOT NULL
+                   AND (s.job, s.number) NOT IN (SELECT * FROM unnest($4::text[], $5::int4[]))
                    -- Halves of this size at least.
                    AND s.estimated_rows - s.rows_scanned >= 2 * $3
                  ORDER BY j.submitted_at, s.job, s.estimated_rows - s.rows_scanned DESC, s.number
@@ -53,6 +58,8 @@ pub async fn largest(
                 (&within.except, Type::TEXT_ARRAY),
                 (&within.only, Type::TEXT_ARRAY),
                 (&LEAST_ROWS, Type::INT8),
+                (&jobs, Type::TEXT_ARRAY),
+                (&numbers, Type::INT4_ARRAY),
             ],
         )
         .await?;
@@ -105,25 +112,51 @@ pub async fn lock(
     Ok(row.map(|row| Locked { cursor_key: row.get(0) }))
 }
 
-/// Ends the locked slice at `middle_key` and makes the rest a slice of its own, free to be claimed. `rows`:
-/// about how many are left of both. Returns the new slice's number.
+/// Writes down that no more than `rows` are left of a slice.
+pub async fn shorten(
+    client: &impl GenericClient,
+    state: &State,
+    rest: &Rest,
+    rows: i64,
+) -> Result<(), StateError> {
+    client
+        .execute_typed(
+            &state.sql(
+                "UPDATE {s}.slice SET estimated_rows = least(estimated_rows, rows_scanned + $4)
+                 WHERE job = $1 AND number = $2 AND last_key = $3 AND finished_at IS NULL",
+            ),
+            &[
+                (&rest.job, Type::TEXT),
+                (&rest.number, Type::INT4),
+                (&rest.last_key, Type::TEXT_ARRAY),
+                (&rows, Type::INT8),
+            ],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Ends the locked slice at `middle_key`, about `rows` rows on, and makes what is behind it a slice of its own,
+/// free to be claimed. Returns the new slice's number.
 pub async fn split(
     transaction: &Transaction<'_>,
     state: &State,
     rest: &Rest,
     middle_key: &[String],
+    rows: i64,
     actor: &Actor,
 ) -> Result<i32, StateError> {
+    let behind = (rest.rows - rows).max(0);
     let row = transaction
         .query_typed_one(
             &state.sql(
                 "WITH shorter AS (
                      UPDATE {s}.slice
-                     SET last_key = $3, estimated_rows = greatest(estimated_rows - $5 / 2, rows_scanned)
+                     SET last_key = $3, estimated_rows = greatest(estimated_rows - $5, rows_scanned)
                      WHERE job = $1 AND number = $2
                  )
                  INSERT INTO {s}.slice (job, number, first_key, cursor_key, last_key, estimated_rows)
-                 SELECT $1, max(number) + 1, $3, $3, $4, $5 / 2 FROM {s}.slice WHERE job = $1
+                 SELECT $1, max(number) + 1, $3, $3, $4, $5 FROM {s}.slice WHERE job = $1
                  RETURNING number",
             ),
             &[
@@ -131,15 +164,14 @@ pub async fn split(
                 (&rest.number, Type::INT4),
                 (&middle_key, Type::TEXT_ARRAY),
                 (&rest.last_key, Type::TEXT_ARRAY),
-                (&rest.rows, Type::INT8),
+                (&behind, Type::INT8),
             ],
         )
         .await?;
     let number: i32 = row.get(0);
     let reason = format!(
         "slice {number} is the second half of what was left of slice {}, about {} rows",
-        rest.number,
-        rest.rows / 2
+        rest.number, behind
     );
     event::record(transaction, state, Some(&rest.job), "slice split", actor, &reason).await?;
     Ok(number)

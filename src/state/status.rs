@@ -89,7 +89,8 @@ fn parse(row: Value) -> Result<Status, StateError> {
     serde_json::from_value(row).map_err(|error| StateError::Malformed(error.to_string()))
 }
 
-/// For each running job, the seconds since it last committed a batch or, before its first, since it started.
+/// For each running job, the seconds since the slowest of the slices in hand last committed a batch; while none
+/// is in hand, since any did; before the first one, since the job started.
 pub async fn checkpoint_ages(
     client: &impl GenericClient,
     state: &State,
@@ -99,7 +100,9 @@ pub async fn checkpoint_ages(
             &state.sql(
                 "SELECT j.name,
                         extract(epoch FROM clock_timestamp()
-                                - greatest(j.started_at, max(s.checkpoint_at)))::double precision
+                                - greatest(j.started_at, coalesce(
+                                    min(s.checkpoint_at) FILTER (WHERE s.owner IS NOT NULL),
+                                    max(s.checkpoint_at))))::double precision
                  FROM {s}.job j JOIN {s}.slice s ON s.job = j.name
                  WHERE j.state = 'running' GROUP BY j.name, j.started_at",
             ),

@@ -17,6 +17,11 @@ pub enum Submitted {
     New,
     /// The same spec was already known; nothing was changed.
     Unchanged,
+    /// Only tuning differs, and the job keeps its own.
+    Kept {
+        /// The keys that differ.
+        difference: String,
+    },
     /// Only tuning changed: the job keeps its state, and its walk its place.
     Retuned {
         /// The job's state.
@@ -29,13 +34,38 @@ pub enum Submitted {
     },
 }
 
+/// What a tuning did.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Tuned {
+    /// The job was as wanted; nothing was changed.
+    Unchanged,
+    /// The job goes by other figures from its next batches on.
+    Changed {
+        /// The job's state.
+        state: String,
+        /// The keys and their new values.
+        told: String,
+    },
+}
+
+/// What is done about a job that is known with another spec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// It is refused.
+    Refused,
+    /// It is refused, unless they differ in tuning only: then the job keeps its own, which `tune` may have set.
+    KeepsTuning,
+    /// It is replaced.
+    Replaced,
+}
+
 /// Registers a job.
 pub async fn submit(
     client: &mut Client,
     state: &State,
     name: &str,
     spec: &Value,
-    replace: bool,
+    known: Known,
     actor: &Actor,
 ) -> Result<Submitted, StateError> {
     let transaction = client.transaction().await?;
@@ -49,7 +79,7 @@ pub async fn submit(
         event::record(&transaction, state, Some(name), "submitted", actor, "the job is new").await?;
         Submitted::New
     } else {
-        resubmit(&transaction, state, name, spec, replace, actor).await?
+        resubmit(&transaction, state, name, spec, known, actor).await?
     };
     transaction.commit().await?;
     Ok(submitted)
@@ -60,7 +90,7 @@ async fn resubmit(
     state: &State,
     name: &str,
     spec: &Value,
-    replace: bool,
+    if_known: Known,
     actor: &Actor,
 ) -> Result<Submitted, StateError> {
     let row = transaction
@@ -75,13 +105,14 @@ async fn resubmit(
         return Ok(Submitted::Unchanged);
     }
     let difference = different.join(", ");
-    if !replace {
-        return Err(StateError::Different { name: name.to_owned(), difference });
+    match if_known {
+        Known::Replaced => {}
+        Known::KeepsTuning if only_tuning(&different) => return Ok(Submitted::Kept { difference }),
+        Known::KeepsTuning | Known::Refused => {
+            return Err(StateError::Different { name: name.to_owned(), difference });
+        }
     }
-    let only_tuning = different
-        .iter()
-        .all(|key| TUNING.iter().any(|section| key == section || key.starts_with(&format!("{section}."))));
-    if only_tuning {
+    if only_tuning(&different) {
         store_tuning(transaction, state, name, spec).await?;
         let reason = format!("changed {difference}; the walk goes on from its cursor");
         event::record(transaction, state, Some(name), "replaced", actor, &reason).await?;
@@ -129,10 +160,10 @@ pub async fn tune(
     known: &Record,
     spec: &Value,
     actor: &Actor,
-) -> Result<Submitted, StateError> {
+) -> Result<Tuned, StateError> {
     let different = differing_keys(&known.spec, spec);
     if different.is_empty() {
-        return Ok(Submitted::Unchanged);
+        return Ok(Tuned::Unchanged);
     }
     let name = &known.name;
     let transaction = client.transaction().await?;
@@ -143,15 +174,21 @@ pub async fn tune(
         )
         .await?;
     let Some(row) = row else { return Err(StateError::ChangedMeanwhile { name: name.clone() }) };
+    let job_state: String = row.get(0);
+    // A failed one may be tuned and then tried again.
+    if ["complete", "cancelled"].contains(&job_state.as_str()) {
+        return Err(StateError::WrongState { name: name.clone(), state: job_state, wanted: "tuned" });
+    }
     store_tuning(&transaction, state, name, spec).await?;
     let value = |key: &String| spec.pointer(&format!("/{}", key.replace('.', "/")));
     let told: Vec<String> = different
         .iter()
         .map(|key| value(key).map_or_else(|| format!("{key} by default"), |value| format!("{key} = {value}")))
         .collect();
-    event::record(&transaction, state, Some(name), "tuned", actor, &told.join(", ")).await?;
+    let told = told.join(", ");
+    event::record(&transaction, state, Some(name), "tuned", actor, &told).await?;
     transaction.commit().await?;
-    Ok(Submitted::Retuned { state: row.get(0) })
+    Ok(Tuned::Changed { state: job_state, told })
 }
 
 async fn store_tuning(
@@ -167,6 +204,14 @@ async fn store_tuning(
         )
         .await?;
     Ok(())
+}
+
+/// Whether all of these keys are tuning.
+#[must_use]
+pub fn only_tuning(keys: &[String]) -> bool {
+    let is_tuning =
+        |key: &String| TUNING.iter().any(|section| key == section || key.starts_with(&format!("{section}.")));
+    keys.iter().all(is_tuning)
 }
 
 #[must_use]

@@ -279,18 +279,20 @@ impl Control {
         ];
         let (max, key) = caps.into_iter().min_by(|one, other| one.0.total_cmp(&other.0)).expect("three caps");
         let of_daemon = key.ends_with("of the daemon");
-        let shared = if of_daemon && jobs > 1 {
-            format!(" (shared by {jobs} jobs)")
+        let here = super::reading::number(max);
+        let told = if of_daemon && jobs > 1 {
+            format!("{key} = {here} (shared by {jobs} jobs)")
         } else if !of_daemon && own_workers < all_workers {
-            format!(" ({own_workers} of {all_workers} workers are here)")
+            let whole = super::reading::number(max / part);
+            format!("{key} = {whole}, {here} of it here ({own_workers} of {all_workers} workers)")
         } else {
-            String::new()
+            format!("{key} = {here}")
         };
         Bounds {
             start: self.setup.start_rows_per_second,
             min: self.setup.min_rows_per_second,
             max,
-            max_reason: format!("{key} = {}{shared}", super::reading::number(max)),
+            max_reason: told,
         }
     }
 

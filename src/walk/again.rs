@@ -18,8 +18,10 @@ pub enum Again {
     NothingToDo,
     /// It cannot be changed now either.
     Refused(String),
-    /// Somebody else takes it out at this moment, or changes the job.
+    /// Somebody else has taken it out, or changes the job or the table at this moment.
     Taken,
+    /// Somebody was in the way, for as long as the job's timeouts allow.
+    Busy(String),
 }
 
 /// Changes one row as the job would, and takes it out of quarantine in the same transaction.
@@ -46,9 +48,11 @@ pub async fn row(
             quarantine::tried(&*client, state, row, sqlstate, &describe_with_detail(&error)).await?;
             return Ok(Again::Refused(describe(&error)));
         }
+        Err(error) if Failure::of(&error) == Failure::Contention => return Ok(Again::Busy(describe(&error))),
         Err(error) => return Err(error.into()),
     };
-    if !quarantine::take(&transaction, state, job, row, changed).await? {
+    let table = plan.keyset.table.sql();
+    if !quarantine::take(&transaction, state, job, row, changed, &table).await? {
         // What was changed just now is rolled back: somebody else has changed it.
         return Ok(Again::Taken);
     }

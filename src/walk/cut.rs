@@ -9,6 +9,7 @@ use tokio_postgres::GenericClient;
 use super::estimate::sample_percent;
 use super::keyset::{Keyset, Order, Start};
 use super::parameters::Parameters;
+use crate::database::identifier;
 
 /// Of fewer rows than these in a sample, the one in the middle says little about the middle of them all.
 const ENOUGH_SAMPLED_ROWS: i64 = 50;
@@ -24,7 +25,10 @@ fn quantiles_sql(keyset: &Keyset, start: Start) -> String {
     let percent = 2 * keyset.columns.len() + 1;
     let parts = percent + 1;
     format!(
-        "SELECT {key}, count\nFROM (SELECT {columns}, row_number() OVER (ORDER BY {order}) AS place, count(*) OVER () AS count\n      FROM ONLY {table} TABLESAMPLE SYSTEM (${percent}::real)\n      WHERE {range}) sampled\nWHERE place * ${parts}::bigint / count > (place - 1) * ${parts}::bigint / count AND place < count\nORDER BY place",
+        "SELECT {key}, {count}\nFROM (SELECT {columns}, row_number() OVER (ORDER BY {order}) AS {place}, count(*) OVER () AS {count}\n      FROM ONLY {table} TABLESAMPLE SYSTEM (${percent}::real)\n      WHERE {range}) sampled\nWHERE {place} * ${parts}::bigint / {count} > ({place} - 1) * ${parts}::bigint / {count} AND {place} < {count}\nORDER BY {place}",
+        // With a blank, which no key column of a sane table has.
+        place = identifier("backfilld place"),
+        count = identifier("backfilld count"),
         key = keyset.key_as_text(),
         columns = keyset.column_list(),
         order = keyset.order_by(keyset.order),
@@ -54,8 +58,24 @@ pub async fn quantiles(
     Ok(rows.iter().map(|row| row.get(0)).filter(|key: &Vec<String>| key != last_key).collect())
 }
 
-/// A key in the middle of the rows behind `after` up to `last_key`, of which there are about `rows`. None when
-/// there are too few of them to find one.
+/// What was found in the middle of a key range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Middle {
+    /// A key, with about how many rows up to it.
+    At {
+        /// The key.
+        key: Vec<String>,
+        /// The rows of the range up to it, itself included.
+        rows: i64,
+    },
+    /// None: the range has no more rows than these.
+    Short {
+        /// At most so many.
+        rows: i64,
+    },
+}
+
+/// A key in the middle of the range, which has about `rows` rows.
 pub async fn middle(
     client: &impl GenericClient,
     keyset: &Keyset,
@@ -63,16 +83,17 @@ pub async fn middle(
     first_key: &[String],
     last_key: &[String],
     rows: i64,
-) -> Result<Option<Vec<String>>, tokio_postgres::Error> {
+) -> Result<Middle, tokio_postgres::Error> {
     if let Some(key) = quantiles(client, keyset, start, first_key, last_key, 2).await?.pop() {
-        return Ok(Some(key));
+        return Ok(Middle::At { key, rows: rows / 2 });
     }
     // A small part of a large table: hardly a page of it is in the sample. The index has them side by side.
     let offset = (rows / 2).min(MOST_ENTRIES);
     let sql = keyset.bound_sql(start);
     let range = Parameters::new(keyset, first_key, last_key);
     let row = client.query_typed_opt(&sql, &range.with(&[(&offset, Type::INT8)])).await?;
-    Ok(row.map(|row| row.get(0)).filter(|key: &Vec<String>| key != last_key))
+    let found = row.map(|row| row.get(0)).filter(|key: &Vec<String>| key != last_key);
+    Ok(found.map_or(Middle::Short { rows: offset + 1 }, |key| Middle::At { key, rows: offset + 1 }))
 }
 
 /// Whether `key` comes behind `other` in the order of the walk.

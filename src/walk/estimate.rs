@@ -59,7 +59,7 @@ pub(super) async fn sample_percent(
     client: &impl GenericClient,
     keyset: &Keyset,
 ) -> Result<f32, tokio_postgres::Error> {
-    let sql = "SELECT pg_relation_size($1) / current_setting('block_size')::float8";
+    let sql = "SELECT coalesce(pg_relation_size($1), 0) / current_setting('block_size')::float8";
     let row = client.query_typed_one(sql, &[(&keyset.table.oid, Type::OID)]).await?;
     Ok(percent_of(row.get(0)))
 }

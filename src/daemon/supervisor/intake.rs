@@ -13,14 +13,11 @@ use crate::database::{Failure, describe};
 use crate::job::preflight::{self, Fixed, Preflight, PreflightError};
 use crate::job::spec::Spec;
 use crate::state::slice::{Within, Workers};
-use crate::state::split::Rest;
-use crate::state::{Actor, State, StateError, job, slice, split};
+use crate::state::{StateError, job, slice};
 use crate::throttle::JobThrottle;
 use crate::throttle::job::Terms;
 use crate::throttle::watched::{KeyRead, Watched};
-use crate::walk::batch::key_text_settings_sql;
-use crate::walk::keyset::Start;
-use crate::walk::{Keyset, cut, read};
+use crate::walk::{Keyset, read};
 
 /// How long a job is left alone that somebody was in the way of.
 const PUT_OFF: Duration = Duration::from_secs(5);
@@ -48,9 +45,14 @@ impl Supervisor {
     /// Claims slices while there is room: first one of each job, then more of those that want more workers.
     /// Where none is left to claim, one is split.
     pub(super) async fn claim_all(&mut self) -> Result<(), TurnError> {
-        for workers in [1, usize::MAX] {
-            while self.has_room() && (self.claim_one(workers).await? || self.split_one(workers).await?) {}
-        }
+        while self.has_room() && (self.claim_one(1).await? || self.split_one(1).await?) {}
+        // A place is kept for each job that may yet come.
+        let is_left = |supervisor: &Self| {
+            let jobs = supervisor.held.jobs().len();
+            let kept = supervisor.options.settings.daemon.max_running_jobs.saturating_sub(jobs);
+            supervisor.held.len() + kept < supervisor.workers_at_most
+        };
+        while is_left(self) && (self.claim_one(usize::MAX).await? || self.split_one(usize::MAX).await?) {}
         Ok(())
     }
 
@@ -73,15 +75,15 @@ impl Supervisor {
     /// Where to look for a slice: not among the jobs that are barred, that somebody was just in the way of, or
     /// that have as many workers here as they want, or `workers`. Without room for another job, only among
     /// those that are worked on.
-    fn within(&self, workers: usize) -> Within {
+    pub(super) fn within(&self, workers: usize) -> Within {
         let put_off = self.put_off.iter().filter(|(_, since)| since.elapsed() < PUT_OFF).map(|(job, _)| job);
         let held = self.held.jobs();
         let is_full = |job: &str, at_work: usize| {
-            at_work >= workers.min(self.wanted_workers.get(job).copied().unwrap_or(1))
+            at_work >= workers.min(self.wanted_workers.get(job).map_or(1, |wanted| wanted.workers))
         };
-        let full = held.iter().filter(|(job, at_work)| is_full(job, **at_work)).map(|(job, _)| *job);
-        let except = full.map(str::to_owned).chain(self.barred.keys().chain(put_off).cloned()).collect();
-        let only = (!self.has_room_for_a_job()).then(|| held.keys().map(|job| (*job).to_owned()).collect());
+        let full = held.iter().filter(|(job, at_work)| is_full(job, **at_work)).map(|(job, _)| job);
+        let except = full.chain(self.barred.keys()).chain(put_off).cloned().collect();
+        let only = (!self.has_room_for_a_job()).then(|| held.keys().cloned().collect());
         Within { except, only }
     }
 
@@ -137,33 +139,13 @@ impl Supervisor {
         Ok(true)
     }
 
-    /// Splits the slice with most rows left, of a job with fewer than `workers` workers here. False when there
-    /// is none that is worth it.
-    async fn split_one(&mut self, workers: usize) -> Result<bool, TurnError> {
-        let mut client = self.database.get().await?;
-        let Some(rest) = split::largest(&**client, &self.state, &self.within(workers)).await? else {
-            return Ok(false);
-        };
-        let Some(job) = self.examine(&client, &rest.job).await? else { return Ok(true) };
-        match halve(&mut client, &self.state, &job, &rest, &self.actor).await {
-            Ok(Some(number)) => {
-                tracing::debug!(job = %rest.job, slice = rest.number, new_slice = number, "slice split");
-                Ok(true)
-            }
-            // Its owner or another daemon was faster. There may be more to split in a second.
-            Ok(None) => Ok(false),
-            Err(error) if split::was_too_late(&error) => Ok(true),
-            Err(StateError::Database(error)) if Failure::of(&error) == Failure::Contention => {
-                tracing::debug!(job = %rest.job, slice = rest.number, error = %describe(&error), "slice not split");
-                Ok(false)
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
     /// Looks whether a running job can be worked on, and how. None: not now, or it has failed for good, and
     /// says so.
-    async fn examine(&mut self, client: &Client, name: &str) -> Result<Option<Examined>, TurnError> {
+    pub(super) async fn examine(
+        &mut self,
+        client: &Client,
+        name: &str,
+    ) -> Result<Option<Examined>, TurnError> {
         let record = job::load(client, &self.state, name).await?;
         let examined = match Spec::from_json(&record.spec) {
             Ok(spec) => {
@@ -188,9 +170,19 @@ impl Supervisor {
                 return Ok(None);
             }
         };
-        self.wanted_workers.insert(name.to_owned(), spec.walk.workers() as usize);
         let (revision, table_rows) = (record.revision, record.table_rows);
+        self.want_workers(name, revision, spec.walk.workers() as usize);
         Ok(Some(Examined { spec, preflight, revision, table_rows }))
+    }
+
+    /// Notes how many workers a job is to have here; says once when it cannot have as many.
+    fn want_workers(&mut self, job: &str, revision: i32, workers: usize) {
+        let others = self.options.settings.daemon.max_running_jobs.saturating_sub(1);
+        let possible = self.workers_at_most.saturating_sub(others);
+        let told = self.wanted_workers.insert(job.to_owned(), Wanted { revision, workers });
+        if workers > possible && told.is_none_or(|told| told.revision != revision) {
+            tracing::warn!(%job, workers, possible, "the job wants more workers than database.pool_size has connections for, those of max_running_jobs - 1 other jobs kept free");
+        }
     }
 
     /// The job's side of the throttle.
@@ -216,46 +208,18 @@ impl Supervisor {
     }
 }
 
-/// A job that can be worked on.
-struct Examined {
-    spec: Spec,
-    preflight: Preflight,
+/// How many workers a job is to have in each daemon, as of a revision of it.
+pub(super) struct Wanted {
     revision: i32,
-    table_rows: i64,
+    workers: usize,
 }
 
-/// Cuts in two what is left of a slice. The number of the new one; none when nothing is left to be cut.
-async fn halve(
-    client: &mut Client,
-    state: &State,
-    job: &Examined,
-    rest: &Rest,
-    actor: &Actor,
-) -> Result<Option<i32>, StateError> {
-    let keyset = &job.preflight.keyset;
-    let (start, from) = match &rest.cursor_key {
-        Some(cursor) => (Start::After, cursor),
-        None => (Start::At, &rest.first_key),
-    };
-    let transaction = client.transaction().await?;
-    transaction.batch_execute(&(key_text_settings_sql() + &keyset.operator_schemas_sql())).await?;
-    transaction.batch_execute("SET LOCAL statement_timeout = '10s'").await?;
-    let found = cut::middle(&transaction, keyset, start, from, &rest.last_key, rest.rows).await?;
-    transaction.commit().await?;
-    let Some(middle) = found else { return Ok(None) };
-
-    let transaction = client.transaction().await?;
-    transaction.batch_execute(&(key_text_settings_sql() + &keyset.operator_schemas_sql())).await?;
-    transaction.batch_execute("SET LOCAL lock_timeout = '1s'").await?;
-    let Some(locked) = split::lock(&transaction, state, rest, job.revision).await? else { return Ok(None) };
-    // It has walked on meanwhile, perhaps past the middle.
-    let cursor = locked.cursor_key.unwrap_or_else(|| rest.first_key.clone());
-    if !cut::is_behind(&transaction, keyset, &middle, &cursor).await? {
-        return Ok(None);
-    }
-    let number = split::split(&transaction, state, rest, &middle, actor).await?;
-    transaction.commit().await?;
-    Ok(Some(number))
+/// A job that can be worked on.
+pub(super) struct Examined {
+    pub(super) spec: Spec,
+    pub(super) preflight: Preflight,
+    pub(super) revision: i32,
+    table_rows: i64,
 }
 
 /// A few rows to be read by their keys; none when they cannot be had, which is no reason not to walk.

@@ -143,8 +143,8 @@ fn a_wrong_value_is_answered_with_the_right_ones() {
 
 #[test]
 fn what_contradicts_itself_or_makes_no_sense() {
-    tells("[daemon]\nmax_running_jobs = 8\n", &["database.pool_size", "daemon.max_running_jobs + 3"]);
-    tells("[database]\npool_size = 2\n", &["database.pool_size", "daemon.max_running_jobs + 3"]);
+    tells("[daemon]\nmax_running_jobs = 13\n", &["database.pool_size", "daemon.max_running_jobs + 4"]);
+    tells("[database]\npool_size = 2\n", &["database.pool_size", "daemon.max_running_jobs + 4"]);
     tells("[daemon]\nmax_running_jobs = 0\n", &["daemon.max_running_jobs must be 1 or more"]);
     tells("[daemon]\nlease = '0s'\n", &["daemon.lease must be from 1s to 1h"]);
     tells("[daemon]\nname = ' '\n", &["daemon.name must have 1 to 200 characters"]);
@@ -159,7 +159,6 @@ fn what_is_not_supported_yet_is_refused_by_name() {
         ("[notify]\nurl = 'http://127.0.0.1/'\n", "notify"),
         ("[database]\nsslmode = 'require'\n", "database.sslmode"),
         ("[database]\npassword_file = 'x'\n", "database.password_file"),
-        ("[database]\npooler = 'transaction'\n", "database.pooler"),
         ("[http]\ntoken_file = 'x'\n", "http.token_file"),
     ] {
         tells(text, &[&format!("{key} is not supported by backfilld")]);
