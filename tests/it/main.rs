@@ -13,6 +13,7 @@ mod metrics;
 mod plans;
 mod pooler;
 mod quarantine;
+mod rights;
 mod rooms;
 mod schema;
 mod signals;
