@@ -1,6 +1,6 @@
 # What a person or CI types. Each target installs what it misses.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench bench-growth bench-throttle clean
+.PHONY: help build demo test test-versions lint bench bench-growth bench-throttle clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,11 @@ test: ## every test, on real PostgreSQL servers
 	@scripts/install-deps
 	@scripts/install-servers pgbouncer
 	cargo test --locked
+
+test-versions: ## what depends on the server's version, on PostgreSQL 14, 16, 17 and 18
+	@scripts/install-deps
+	@scripts/install-servers pgbouncer
+	@scripts/test-versions 14 16 17 18
 
 lint: ## formatting, clippy, licences and sources of dependencies, shell scripts
 	@scripts/install-deps

@@ -114,12 +114,15 @@ impl Server {
                 OsStr::new("--port"),
                 OsStr::new(&port),
                 OsStr::new("--username=postgres"),
-                OsStr::new("--write-recovery-conf"),
                 OsStr::new("--wal-method=stream"),
                 OsStr::new("--checkpoint=fast"),
                 OsStr::new("--no-sync"),
             ],
         );
+        // Not by pg_basebackup's own option: it may be newer than the server, and write what that does not know.
+        let primary = format!("host=127.0.0.1 port={port} user=postgres");
+        replica.configure("primary_conninfo", &primary);
+        std::fs::write(data.join("standby.signal"), "").expect("the folder was just made");
         replica.first_start();
         let url = replica.url("postgres");
         block_on(async || {
@@ -327,10 +330,13 @@ pub(crate) fn program(name: &str) -> PathBuf {
     programs().join(name)
 }
 
-/// The folder of PostgreSQL's programs: what `pg_config` says, else Debian's newest.
+/// The folder of PostgreSQL's programs: what `TEST_POSTGRES_BINDIR` says, else `pg_config`, else Debian's newest.
 fn programs() -> &'static Path {
     static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
+        if let Some(folder) = std::env::var_os("TEST_POSTGRES_BINDIR") {
+            return PathBuf::from(folder);
+        }
         let said = Command::new("pg_config").arg("--bindir").output().ok();
         let said = said.map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
         // pg_config comes with libpq too, where there may be no server beside it.
