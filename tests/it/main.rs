@@ -15,5 +15,6 @@ mod quarantine;
 mod rooms;
 mod schema;
 mod signals;
+mod steps;
 mod throttle;
 mod workers;
