@@ -246,7 +246,10 @@ async fn halve(
 
     let transaction = client.transaction().await?;
     transaction.batch_execute(&(key_text_settings_sql() + &keyset.operator_schemas_sql())).await?;
-    transaction.batch_execute("SET LOCAL lock_timeout = '1s'").await?;
+    // The owner's batches cannot commit meanwhile: should this daemon stop here, they wait no longer than that.
+    transaction
+        .batch_execute("SET LOCAL lock_timeout = '1s'; SET LOCAL idle_in_transaction_session_timeout = '2s'")
+        .await?;
     let Some(locked) = split::lock(&transaction, state, rest, job.revision).await? else { return Ok(None) };
     // It has walked on meanwhile, perhaps past the middle.
     let cursor = locked.cursor_key.unwrap_or_else(|| rest.first_key.clone());

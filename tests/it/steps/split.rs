@@ -92,6 +92,24 @@ async fn a_batch_beyond_the_new_end_of_its_slice_is_done_again() {
     for daemon in [&mut owner, &mut other] {
         assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(0), "{}", daemon.log());
     }
-    assert!(owner.log().contains("the slice has moved since its cursor was read"), "{}", owner.log());
     scene.assert_exactly_once(0, &owner.log()).await;
+    assert!(owner.log().contains("the slice has moved since its cursor was read"), "{}", owner.log());
+}
+
+#[tokio::test]
+async fn who_stops_in_the_middle_of_a_split_is_not_waited_for() {
+    let scene = scene().await;
+    scene.submit("'yes'", 500, "rows_per_second = 4000");
+    let mut owner = scene.unharmed("owner", &[]);
+    scene.until_true("the walk to begin", &format!("({BATCHES_DONE}) > 0")).await;
+    let stopped = scene.wired("one", &[]);
+    let held = scene.wire.hold(Answered, 1, LOCK_SLICE).reached(|| stopped.log()).await;
+    stopped.signal("STOP");
+    let batches = scene.number(BATCHES_DONE).await;
+    // The next batch waits for the lock, and would for as long as the owner's own patience lasts.
+    scene.waits_for_a_lock("%SET cursor_key = $4%").await;
+    scene.until_true("the owner to walk on", &format!("({BATCHES_DONE}) > {batches}")).await;
+    assert!(!owner.log().contains("batch failed"), "{}", owner.log());
+    drop(held);
+    assert!(owner.stop().success(), "{}", owner.log());
 }

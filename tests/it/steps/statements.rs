@@ -41,7 +41,7 @@ pub(super) const COMMIT_SET_ASIDE: Statement =
     commit_after(&[".quarantine (job, key", "SET cursor_key = $4"]);
 
 /// Locks a slice that is to be split.
-pub(super) const LOCK_SLICE: Statement = with(&["FOR NO KEY UPDATE OF s"]);
+pub(super) const LOCK_SLICE: Statement = with(&["s.last_key = $3 AND s.finished_at IS NULL"]);
 /// Shortens it, and lays down its second half.
 pub(super) const SPLIT: Statement = with(&["WITH shorter AS"]);
 /// Commits the split.
