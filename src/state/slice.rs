@@ -420,7 +420,8 @@ pub async fn release_all(client: &impl GenericClient, state: &State, owner: &str
     Ok(())
 }
 
-/// Renews the leases of the given claims of one owner.
+/// Renews the leases of the given claims of one owner. A slice that is locked is passed over: a batch that is
+/// about to commit renews its own, and the others must not wait for it.
 pub async fn renew(
     client: &impl GenericClient,
     state: &State,
@@ -434,10 +435,15 @@ pub async fn renew(
     client
         .execute_typed(
             &state.sql(
-                "UPDATE {s}.slice s SET lease_until = clock_timestamp() + make_interval(secs => $4)
-                 FROM unnest($1, $2, $3) AS held (job, number, epoch)
-                 WHERE s.job = held.job AND s.number = held.number AND s.epoch = held.epoch
-                   AND s.owner = $5",
+                "WITH held AS (
+                     SELECT s.job, s.number
+                     FROM {s}.slice s
+                     JOIN unnest($1, $2, $3) AS claimed (job, number, epoch) USING (job, number, epoch)
+                     WHERE s.owner = $5
+                     FOR NO KEY UPDATE OF s SKIP LOCKED
+                 )
+                 UPDATE {s}.slice s SET lease_until = clock_timestamp() + make_interval(secs => $4)
+                 FROM held WHERE s.job = held.job AND s.number = held.number",
             ),
             &[
                 (&jobs, Type::TEXT_ARRAY),

@@ -147,12 +147,9 @@ async fn who_sleeps_with_the_cursor_moved_keeps_its_slice_until_it_commits() {
     let scene = scene().await;
     let (mut former, held) = stopped_at(&scene, Before, COMMIT).await;
     scene.until_true("the lease to run out", LEASE_IS_OVER).await;
-    let mut heir = scene.unharmed("two", &["--until-idle"]);
+    let mut heir = scene.wired("two", &["--until-idle"]);
     // It looks for a slice, and passes over the one that is locked.
-    let looked = "EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
-                              AND state = 'idle' AND query LIKE '%FOR UPDATE OF s SKIP LOCKED%')
-                  OR EXISTS (SELECT FROM backfilld.daemon WHERE name = 'two' AND seen_at > started_at)";
-    scene.until_true("the heir to look for a slice", looked).await;
+    drop(scene.wire.hold(Answered, 1, CLAIM).reached(|| heir.log()).await);
     assert_eq!(scene.number(BATCHES_DONE).await, 2, "{}", heir.log());
     held.let_go(Fate::Passed);
     assert_eq!(heir.wait_exit(PATIENCE).code(), Some(0), "{}", heir.log());
@@ -203,4 +200,27 @@ async fn a_daemon_begins_while_an_earlier_process_of_its_name_commits() {
     assert_eq!(heir.wait_exit(PATIENCE).code(), Some(0), "{}", heir.log());
     scene.assert_exactly_once(0, &heir.log()).await;
     assert_eq!(scene.number(BATCHES_DONE).await, 6, "{}", heir.log());
+}
+
+#[tokio::test]
+async fn a_slice_that_is_locked_keeps_no_other_one_from_being_renewed() {
+    let mut scene = Scene::with_rows(30_000).await;
+    scene.lease = "3s";
+    scene.submit("'yes'", 500, "[walk]\nworkers = 2");
+    let mut daemon = scene.wired("one", &["--until-idle"]);
+    // Batches that wait: their own commits renew nothing.
+    let (first, second) = (scene.wire.hold(Before, 1, BEGIN), scene.wire.hold(Before, 1, BEGIN));
+    let held = [first.reached(|| daemon.log()).await, second.reached(|| daemon.log()).await];
+    let holder = scene.database.connect().await;
+    holder.batch_execute("BEGIN; SELECT FROM backfilld.slice WHERE number = 0 FOR UPDATE").await.unwrap();
+    let renewed = "(SELECT lease_until FROM backfilld.slice WHERE number = 1)
+                   > (SELECT max(query_start) FROM pg_stat_activity
+                      WHERE datname = current_database() AND state = 'idle in transaction'
+                        AND query LIKE '%number = 0 FOR UPDATE') + interval '5 seconds'";
+    scene.until_true("the lease of the other slice to be renewed again and again", renewed).await;
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    drop(held);
+    assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(0), "{}", daemon.log());
+    scene.assert_exactly_once(0, &daemon.log()).await;
+    assert_eq!(scene.told("slice claimed", "%").await, 2, "{}", daemon.log());
 }
