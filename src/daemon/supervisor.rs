@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Interval, MissedTickBehavior};
 
 use super::leases::Held;
 use super::signals::Signal;
@@ -26,6 +26,10 @@ use crate::state::{Actor, State, StateError, daemon, event, job, status};
 
 /// How often the database is asked when nothing is heard from it.
 const POLL_EVERY: Duration = Duration::from_secs(1);
+/// So many times a lease it is renewed.
+const RENEWALS: u32 = 3;
+/// A turn may follow the one before by so much less than a tick; it renews all the same.
+const TURN_JITTER: Duration = Duration::from_millis(50);
 /// How often the metrics that come from the database are read.
 const MEASURE_EVERY: Duration = Duration::from_secs(5);
 /// Longer than anything that a turn asks for may take, by the timeouts that the server enforces.
@@ -168,9 +172,11 @@ impl Supervisor {
         if let Raced::Stopped = race(self.read_job_files(), &mut signals, &mut deferred).await {
             return self.stop().await;
         }
-        let mut ticks = tokio::time::interval(POLL_EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = every(self.tick());
         loop {
+            if ticks.period() != self.tick() {
+                ticks = every(self.tick());
+            }
             for signal in std::mem::take(&mut deferred) {
                 if let Raced::Stopped = race(self.heed(signal), &mut signals, &mut deferred).await {
                     return self.stop().await;
@@ -214,6 +220,11 @@ impl Supervisor {
                 }
             }
         }
+    }
+
+    /// From one turn to the next when nothing is heard: leases are renewed in turns, three times a lease.
+    fn tick(&self) -> Duration {
+        POLL_EVERY.min(self.options.settings.daemon.lease / RENEWALS)
     }
 
     /// Does what a signal asks for; a stop is the loop's.
@@ -272,7 +283,7 @@ impl Supervisor {
     /// Three times a lease: says that this daemon lives, and keeps its slices.
     async fn renew(&mut self, client: &tokio_postgres::Client) -> Result<(), TurnError> {
         let lease = self.options.settings.daemon.lease;
-        if self.renewed.is_some_and(|at| at.elapsed() < lease / 3) {
+        if self.renewed.is_some_and(|at| at.elapsed() + TURN_JITTER < lease / RENEWALS) {
             return Ok(());
         }
         let doing = match *self.mode.borrow() {
@@ -448,6 +459,12 @@ impl Supervisor {
             }
         }
     }
+}
+
+fn every(period: Duration) -> Interval {
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 /// How work ended that signals may break into.

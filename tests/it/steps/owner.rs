@@ -3,6 +3,7 @@
 use super::scene::{BATCHES_DONE, Fault, PATIENCE, Scene, every_fault};
 use super::statements::{ADVANCE, BEGIN, CLAIM, COMMIT, POSITION, ROWS};
 use crate::support::daemon::Daemon;
+use crate::support::until;
 use crate::support::wire::Moment::{self, Answered, Before, Sent};
 use crate::support::wire::{Fate, Held, Statement};
 
@@ -223,4 +224,28 @@ async fn a_slice_that_is_locked_keeps_no_other_one_from_being_renewed() {
     assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(0), "{}", daemon.log());
     scene.assert_exactly_once(0, &daemon.log()).await;
     assert_eq!(scene.told("slice claimed", "%").await, 2, "{}", daemon.log());
+}
+
+#[tokio::test]
+async fn the_shortest_lease_is_renewed_in_time() {
+    let scene = scene().await;
+    scene.submit("'yes'", BATCH_ROWS, "");
+    let mut daemon = scene.wired("one", &["--until-idle"]);
+    // A batch that waits: no commit renews the lease.
+    let held = scene.wire.hold(Before, 1, BEGIN).reached(|| daemon.log()).await;
+    let (mut until_ms, mut renewed, mut least_ms) = (0, 0, i64::MAX);
+    until("the lease to be renewed five times", PATIENCE, async || {
+        let sql = "SELECT (extract(epoch FROM lease_until) * 1000)::bigint,
+                          (extract(epoch FROM lease_until - clock_timestamp()) * 1000)::bigint FROM backfilld.slice";
+        let lease = scene.client.query_one(sql, &[]).await.unwrap();
+        renewed += i32::from(until_ms != lease.get::<_, i64>(0));
+        until_ms = lease.get(0);
+        least_ms = least_ms.min(lease.get(1));
+        (renewed > 5).then_some(())
+    })
+    .await;
+    assert!(least_ms > 100, "the lease of 1 s ran on for {least_ms} ms at one time\n{}", daemon.log());
+    drop(held);
+    assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(0), "{}", daemon.log());
+    scene.assert_exactly_once(0, &daemon.log()).await;
 }
