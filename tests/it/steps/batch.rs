@@ -127,6 +127,20 @@ async fn after_the_commit_of_the_last_batch() {
     is_survived_at(Answered, 6, COMMIT).await;
 }
 
+/// The other one of two workers walks on, on another connection, in its own slice.
+#[tokio::test]
+async fn after_the_cursor_of_one_of_two_workers_has_moved() {
+    let scene = Scene::with_rows(24_000).await;
+    for case in every_fault(Before, 3, COMMIT) {
+        scene.submit("'yes'", 2_000, "[walk]\nworkers = 2");
+        let log = scene.survive(case).await;
+        scene.assert_exactly_once(0, &format!("{case:?}\n{log}")).await;
+        assert_eq!(scene.number("SELECT count(*) FROM backfilld.slice").await, 2, "slices, {case:?}\n{log}");
+        scene.reset().await;
+    }
+    scene.assert_cursor_read_first();
+}
+
 /// One row cannot be changed. It is looked for by ever smaller batches, and set aside by one of its own.
 async fn is_survived_when_a_row_is_set_aside(moment: Moment, statement: Statement) {
     let scene = Scene::with_rows(ROWS_THERE).await;
