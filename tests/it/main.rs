@@ -17,5 +17,6 @@ mod rights;
 mod rooms;
 mod schema;
 mod signals;
+mod steps;
 mod throttle;
 mod workers;

@@ -20,6 +20,7 @@ pub(crate) mod guard;
 pub(crate) mod pgbouncer;
 pub(crate) mod proxy;
 pub(crate) mod server;
+pub(crate) mod wire;
 
 /// How often [`until`] looks again.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
