@@ -358,8 +358,9 @@ impl Supervisor {
 
     /// Reads configuration and job files again. What is wrong is reported, and the old settings stay.
     async fn reload(&mut self) {
-        let new = match Settings::load(&self.options.overrides, &self.options.environment) {
-            Ok(new) => new,
+        let read = Settings::load(&self.options.overrides, &self.options.environment);
+        let (new, target) = match read.and_then(|new| new.target().map(|target| (new, target))) {
+            Ok(read) => read,
             Err(error) => {
                 tracing::error!(%error, "configuration not reloaded, the old settings stay");
                 return;
@@ -373,7 +374,7 @@ impl Supervisor {
             ("log.format", new.log.format == old.log.format),
             ("daemon.name", new.daemon.name == old.daemon.name),
             ("database.pool_size", new.database.pool_size == old.database.pool_size),
-            ("database.url", same_target(&new, old)),
+            ("database.url", self.database.target().log_in_as(&target)),
         ];
         for (key, same) in fixed {
             if !same {
@@ -383,7 +384,10 @@ impl Supervisor {
                 );
             }
         }
-        if new.throttle != old.throttle {
+        // The ways to log in hold for whatever is connected from now on, and a password or certificate that
+        // was changed is read with it. Batches in flight end on the connections that they have.
+        self.database.discard_idle();
+        if new.throttle != old.throttle || !same_login(&new, old) {
             self.throttle.reconfigure(new.throttle.clone());
         }
         self.options.settings = new;
@@ -475,8 +479,8 @@ async fn race<T>(
     }
 }
 
-fn same_target(one: &Settings, other: &Settings) -> bool {
+fn same_login(one: &Settings, other: &Settings) -> bool {
     use secrecy::ExposeSecret as _;
     let url = |settings: &Settings| settings.database.url.as_ref().map(|url| url.expose_secret().to_owned());
-    url(one) == url(other)
+    url(one) == url(other) && one.database.access() == other.database.access()
 }

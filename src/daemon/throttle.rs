@@ -197,8 +197,9 @@ impl Throttle {
             .spawn(),
         );
         let lag = &self.settings.replication_lag;
+        let access = target.access();
         let replicas = lag.replicas.iter().map(|url| {
-            Target::from_settings(Some(url.expose_secret())).expect("checked when the settings were read")
+            Target::replica(url.expose_secret(), &access).expect("checked when the settings were read")
         });
         let replication = signals::ReplicationLag::new(
             target.clone(),
