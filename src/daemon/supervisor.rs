@@ -11,6 +11,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
+use tokio_postgres::error::SqlState;
 
 use super::leases::Held;
 use super::signals::Signal;
@@ -79,12 +80,21 @@ impl TurnError {
     /// Whether the same turn would fail in the same way for ever: a state schema that is not there or
     /// not ours, a right that is missing.
     fn is_permanent(&self) -> bool {
+        self.of_database().is_some_and(|error| Failure::of(error) == Failure::Statement)
+    }
+
+    /// Whether the server answers, and takes no writes: another one may be the primary now.
+    fn is_read_only(&self) -> bool {
+        self.of_database().and_then(|error| error.code()) == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
+    }
+
+    fn of_database(&self) -> Option<&tokio_postgres::Error> {
         match self {
             Self::State(StateError::Database(error))
             | Self::Start(StartError::State(StateError::Database(error)) | StartError::Database(error)) => {
-                Failure::of(error) == Failure::Statement
+                Some(error)
             }
-            _ => false,
+            _ => None,
         }
     }
 }
@@ -338,6 +348,9 @@ impl Supervisor {
         }
         // One of them may be the cause: inside a failed transaction, or read-only since a failover.
         self.database.discard_idle();
+        if error.is_read_only() {
+            self.database.target().hang_up();
+        }
         metrics::database_up(false);
         self.health.send_replace(Health::NotReady(error.to_string()));
     }
@@ -376,19 +389,20 @@ impl Supervisor {
             ("database.pool_size", new.database.pool_size == old.database.pool_size),
             ("database.url", self.database.target().log_in_as(&target)),
         ];
-        for (key, same) in fixed {
-            if !same {
-                tracing::warn!(
-                    key,
-                    "changed in the configuration; takes effect when the daemon is started again"
-                );
-            }
+        for (key, _) in fixed.into_iter().filter(|(_, same)| !same) {
+            tracing::warn!(
+                key,
+                "changed in the configuration; takes effect when the daemon is started again"
+            );
         }
-        // The ways to log in hold for whatever is connected from now on, and a password or certificate that
-        // was changed is read with it. Batches in flight end on the connections that they have.
+        // Whatever connects from now on reads passwords and certificates anew; batches in flight end first.
         self.database.discard_idle();
-        if new.throttle != old.throttle || !same_login(&new, old) {
-            self.throttle.reconfigure(new.throttle.clone());
+        let same_login = same_login(&new, old);
+        if !same_login {
+            self.database.target().hang_up();
+        }
+        if new.throttle != old.throttle || !same_login {
+            self.throttle.reconfigure(new.throttle.clone(), new.database.access());
         }
         self.options.settings = new;
         tracing::info!("configuration reloaded");

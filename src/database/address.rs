@@ -112,7 +112,6 @@ pub(super) struct Address {
     /// All but places and password.
     pub(super) options: Config,
     pub(super) passwords: Passwords,
-    pub(super) access: Access,
     pub(super) ssl_mode: SslMode,
     pub(super) roots: Roots,
     /// Made when it is first needed, since it reads files.
@@ -142,8 +141,7 @@ impl Address {
         let passfile = last(&taken, "passfile").map(PathBuf::from);
         let passwords =
             Passwords::new(of_url.map(SecretString::from), access.password_file.clone(), passfile);
-        let access = access.clone();
-        Ok(Self { places, options, passwords, access, ssl_mode, roots, tls: OnceLock::new() })
+        Ok(Self { places, options, passwords, ssl_mode, roots, tls: OnceLock::new() })
     }
 
     /// What opens TLS over a connection to here.

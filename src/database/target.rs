@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use futures_util::future::poll_fn;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_postgres::{AsyncMessage, CancelToken, Client, Error};
 
 use super::address::{Access, Address, Role, TargetError};
@@ -18,6 +18,8 @@ use super::connect::{self, ConnectError, Opened};
 #[derive(Clone)]
 pub struct Target {
     current: Arc<RwLock<Current>>,
+    /// A message ends the connections that are open outside any pool.
+    hung_up: Arc<watch::Sender<()>>,
 }
 
 struct Current {
@@ -40,7 +42,7 @@ impl Target {
 
     fn new(address: Address) -> Self {
         let current = Current { address: Arc::new(address), changed_at: None };
-        Self { current: Arc::new(RwLock::new(current)) }
+        Self { current: Arc::new(RwLock::new(current)), hung_up: Arc::default() }
     }
 
     /// Looks whether the files that connecting needs can be used.
@@ -49,12 +51,6 @@ impl Target {
         address.passwords.check()?;
         address.connector()?;
         Ok(())
-    }
-
-    /// The configuration's part of how to log in.
-    #[must_use]
-    pub fn access(&self) -> Access {
-        self.address().access.clone()
     }
 
     /// Logs in as `other` does from now on, if that is the same database on the same servers; false if
@@ -68,6 +64,12 @@ impl Target {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         *current = Current { address, changed_at: Some(Instant::now()) };
         true
+    }
+
+    /// Ends the connections that were made outside any pool: they are to another server than new ones
+    /// would be, or were made in a way that holds no more. Whoever needs one connects again.
+    pub fn hang_up(&self) {
+        self.hung_up.send_replace(());
     }
 
     /// When [`Target::log_in_as`] was last called.
@@ -85,24 +87,37 @@ impl Target {
 
     /// Opens one connection of its own, outside any pool.
     pub async fn connect(&self) -> Result<Client, ConnectError> {
+        let hung_up = hung_up(self.hung_up.subscribe());
         let (client, connection) = self.open().await?;
         // The task ends by itself when the client is dropped or the connection breaks; whoever
         // holds the client sees the error there.
-        tokio::spawn(connection);
+        tokio::spawn(async {
+            tokio::select! {
+                _ = connection => {}
+                () = hung_up => {}
+            }
+        });
         Ok(client)
     }
 
     /// Opens a connection that listens on `channel`. Every notification is a message on the
     /// receiver; the receiver closes when the connection does.
     pub async fn listen(&self, channel: &str) -> Result<(Client, mpsc::Receiver<()>), ConnectError> {
+        let hung_up = hung_up(self.hung_up.subscribe());
         let (client, mut connection) = self.open().await?;
         // One waiting wake-up is as good as many.
         let (wake, woken) = mpsc::channel(1);
         tokio::spawn(async move {
-            while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
-                if let AsyncMessage::Notification(_) = message {
-                    let _ = wake.try_send(());
+            let listening = async {
+                while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+                    if let AsyncMessage::Notification(_) = message {
+                        let _ = wake.try_send(());
+                    }
                 }
+            };
+            tokio::select! {
+                () = listening => {}
+                () = hung_up => {}
             }
         });
         client
@@ -120,6 +135,13 @@ impl Target {
             // end the statement.
             Err(_) => Ok(()),
         }
+    }
+}
+
+/// Comes back when [`Target::hang_up`] was called. A target that is gone hangs up no more.
+async fn hung_up(mut told: watch::Receiver<()>) {
+    if told.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -67,6 +67,13 @@ async fn a_job_leaves_a_primary_that_became_read_only() {
     })
     .await;
     replica.promote();
+    // No connection stays behind, whatever it is for: the one that listens stands for the daemon's life.
+    until("the last session on the old primary to end", PATIENCE, async || {
+        let left = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'backfilld'";
+        (client.query_one(left, &[]).await.unwrap().get::<_, i64>(0) == 0).then_some(())
+    })
+    .await;
+    assert!(rows_scanned(&new).await < ROWS, "the daemon must not be gone already");
     let client = new;
     assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(0), "{}", daemon.log());
     assert_eq!(counts(&client).await, (ROWS, ROWS, ROWS), "{}", daemon.log());
