@@ -241,3 +241,23 @@ pub(super) fn refused(address: &Address, error: &Error) -> ConnectError {
     let (advice, transient) = judge(address, error);
     ConnectError::Refused { target: address.to_string(), reason: describe(error), advice, transient }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::database::Access;
+    use crate::database::address::Role;
+
+    #[test]
+    fn each_server_has_a_time_of_its_own() {
+        let seconds = |url: &str, addresses: usize| {
+            let address = Address::new(Some(url), &Access::default(), Role::Primary).unwrap();
+            within(&address, addresses).as_secs()
+        };
+        assert_eq!(seconds("postgres://a/d", 1), 10);
+        assert_eq!(seconds("postgres://a/d", 2), 5);
+        assert_eq!(seconds("postgres://a/d", 9), 3);
+        assert_eq!(seconds("postgres://a,b/d", 1), 3);
+        assert_eq!(seconds("postgres://a,b/d?connect_timeout=7", 2), 7);
+    }
+}

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use secrecy::SecretString;
 
-/// A file that holds secrets, or names one, and cannot be used.
+/// A password file that cannot be used. Nothing of what is in it is told.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("database.password_file = {path}: {reason}", path = .path.display())]
 pub struct PasswordFileError {
