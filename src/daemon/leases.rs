@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use deadpool_postgres::Object;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
 use super::worker::Mode;
-use crate::database::Database;
+use crate::database::{Database, Object};
 use crate::state::slice::{self, Claim};
 use crate::state::{State, daemon};
 

@@ -103,6 +103,7 @@ pub async fn run(
         state: state.clone(),
         daemon: identity.name.clone(),
         actor: identity.actor.clone(),
+        access: options.settings.database.access(),
     };
     let throttle = throttle::Throttle::start(place, options.settings.throttle.clone());
     let supervisor =

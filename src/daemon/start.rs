@@ -1,9 +1,8 @@
 //! Starting a pending job: preflight, the two ends of its walk, an estimate, its slice.
 
-use deadpool_postgres::Object;
 use tokio_postgres::Client;
 
-use crate::database::{ConnectError, Database, Failure, describe};
+use crate::database::{ConnectError, Database, Failure, Object, describe};
 use crate::job::preflight::{self, Preflight, PreflightError};
 use crate::job::spec::Spec;
 use crate::state::slice::Range;

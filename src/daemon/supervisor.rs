@@ -1,6 +1,7 @@
 //! The daemon's one loop: looks what the database says, starts what should run, and ends it all.
 
 mod intake;
+mod reload;
 mod splitting;
 
 use std::collections::BTreeMap;
@@ -12,16 +13,16 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
+use tokio_postgres::error::SqlState;
 
 use super::leases::{Held, Keeper, Kept};
 use super::signals::Signal;
 use super::start::StartError;
 use super::throttle::Throttle;
 use super::worker::{Ended, Mode};
-use super::{Options, backoff, jobs_directory, metrics};
+use super::{Options, backoff, metrics};
 use crate::database::{ConnectError, Database, Failure};
 use crate::http::Health;
-use crate::settings::Settings;
 use crate::state::slice::{self, Claim};
 use crate::state::split::Rest;
 use crate::state::{Actor, State, StateError, daemon, event, job, status};
@@ -86,12 +87,21 @@ impl TurnError {
     /// Whether the same turn would fail in the same way for ever: a state schema that is not there or
     /// not ours, a right that is missing.
     fn is_permanent(&self) -> bool {
+        self.of_database().is_some_and(|error| Failure::of(error) == Failure::Statement)
+    }
+
+    /// Whether the server answers, and takes no writes: another one may be the primary now.
+    fn is_read_only(&self) -> bool {
+        self.of_database().and_then(|error| error.code()) == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
+    }
+
+    fn of_database(&self) -> Option<&tokio_postgres::Error> {
         match self {
             Self::State(StateError::Database(error))
             | Self::Start(StartError::State(StateError::Database(error)) | StartError::Database(error)) => {
-                Failure::of(error) == Failure::Statement
+                Some(error)
             }
-            _ => false,
+            _ => None,
         }
     }
 }
@@ -345,6 +355,9 @@ impl Supervisor {
         }
         // One of them may be the cause: inside a failed transaction, or read-only since a failover.
         self.database.discard_idle();
+        if error.is_read_only() {
+            self.database.target().hang_up();
+        }
         metrics::database_up(false);
         self.health.send_replace(Health::NotReady(error.to_string()));
     }
@@ -360,54 +373,6 @@ impl Supervisor {
         };
         tracing::info!(reason, "{kind}");
         self.tell(kind, reason).await;
-    }
-
-    /// Reads configuration and job files again. What is wrong is reported, and the old settings stay.
-    async fn reload(&mut self) {
-        let new = match Settings::load(&self.options.overrides, &self.options.environment) {
-            Ok(new) => new,
-            Err(error) => {
-                tracing::error!(%error, "configuration not reloaded, the old settings stay");
-                return;
-            }
-        };
-        let old = &self.options.settings;
-        (self.options.set_log_level)(new.log.level);
-        let fixed = [
-            ("state.schema", new.state.schema == old.state.schema),
-            ("http.listen", new.http.listen == old.http.listen),
-            ("log.format", new.log.format == old.log.format),
-            ("daemon.name", new.daemon.name == old.daemon.name),
-            ("database.pool_size", new.database.pool_size == old.database.pool_size),
-            ("database.url", same_target(&new, old)),
-            ("database.pooler", new.database.pooler == old.database.pooler),
-        ];
-        for (key, same) in fixed {
-            if !same {
-                tracing::warn!(
-                    key,
-                    "changed in the configuration; takes effect when the daemon is started again"
-                );
-            }
-        }
-        if new.throttle != old.throttle {
-            self.throttle.reconfigure(new.throttle.clone());
-        }
-        self.keeper.set_lease(new.daemon.lease);
-        self.options.settings = new;
-        tracing::info!("configuration reloaded");
-        self.tell("configuration reloaded", "SIGHUP").await;
-        self.read_job_files().await;
-    }
-
-    async fn read_job_files(&self) {
-        let Some(directory) = &self.options.settings.jobs.directory else { return };
-        match self.database.get().await {
-            Ok(mut client) => {
-                jobs_directory::submit_all(&mut client, &self.state, directory, &self.actor).await;
-            }
-            Err(error) => tracing::error!(%error, "job files not read"),
-        }
     }
 
     /// Writes an event about this daemon, if the database can be had.
@@ -484,10 +449,4 @@ async fn race<T>(
             },
         }
     }
-}
-
-fn same_target(one: &Settings, other: &Settings) -> bool {
-    use secrecy::ExposeSecret as _;
-    let url = |settings: &Settings| settings.database.url.as_ref().map(|url| url.expose_secret().to_owned());
-    url(one) == url(other)
 }

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use super::metrics;
-use crate::database::{Database, Target};
+use crate::database::{Access, Database, Target};
 use crate::settings::throttle::ThrottleSettings;
 use crate::state::slice::Workers;
 use crate::state::{Actor, State};
@@ -65,6 +65,8 @@ pub(super) struct Place {
     pub(super) state: State,
     pub(super) daemon: String,
     pub(super) actor: Actor,
+    /// How to log in to replicas, where their URLs do not say.
+    pub(super) access: Access,
 }
 
 impl Throttle {
@@ -131,7 +133,8 @@ impl Throttle {
     }
 
     /// Goes on under new settings. What is not configured any more counts no more.
-    pub(super) fn reconfigure(&mut self, settings: ThrottleSettings) {
+    pub(super) fn reconfigure(&mut self, settings: ThrottleSettings, access: Access) {
+        self.place.access = access;
         self.tick = JoinSet::new();
         self.signals.clear();
         let mut board = new_board(&settings);
@@ -176,7 +179,7 @@ impl Throttle {
     fn spawn(&mut self) {
         let board = &self.shared.board;
         let stale_after = self.settings.stale_after;
-        let Place { database, state, daemon, .. } = &self.place;
+        let Place { database, state, daemon, access, .. } = &self.place;
         let target = database.target();
         let mut running = Vec::new();
         let beats = self.beats.clone();
@@ -198,7 +201,7 @@ impl Throttle {
         );
         let lag = &self.settings.replication_lag;
         let replicas = lag.replicas.iter().map(|url| {
-            Target::from_settings(Some(url.expose_secret())).expect("checked when the settings were read")
+            Target::replica(url.expose_secret(), access).expect("checked when the settings were read")
         });
         let replication = signals::ReplicationLag::new(
             target.clone(),

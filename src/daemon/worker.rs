@@ -3,14 +3,12 @@
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use deadpool_postgres::Object;
 use tokio::sync::watch;
-use tokio_postgres::NoTls;
 use tokio_postgres::error::SqlState;
 
 use super::pace::Pace;
 use super::{backoff, metrics};
-use crate::database::{Database, Failure, describe};
+use crate::database::{Database, Failure, Object, Target, describe};
 use crate::job::spec::Spec;
 use crate::state::slice::{self, Claim, Totals};
 use crate::state::{Actor, State, job};
@@ -192,7 +190,7 @@ impl Worker {
             }
             drop(in_flight);
             let Ok(result) = result else {
-                abandon(client).await;
+                abandon(self.database.target(), client).await;
                 tracing::warn!(job = %self.claim.job, slice = self.claim.number,
                                deadline = ?self.plan.deadline(), "the server does not answer; connecting again");
                 self.back_off(1, LONGEST_WAIT_TO_RETRY).await;
@@ -494,11 +492,11 @@ async fn resting(mode: &mut watch::Receiver<Mode>) {
 }
 
 /// Gives a connection up whose statement may still run.
-async fn abandon(client: Object) {
+async fn abandon(target: &Target, client: Object) {
     let cancel = client.cancel_token();
     drop(Object::take(client));
     // As far as anybody can be reached. The server ends the statement by its timeout anyway.
-    let _ = tokio::time::timeout(Duration::from_secs(2), cancel.cancel_query(NoTls)).await;
+    let _ = tokio::time::timeout(Duration::from_secs(2), target.cancel(&cancel)).await;
 }
 
 fn signed(rows: u64) -> i64 {

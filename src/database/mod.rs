@@ -3,15 +3,26 @@
 //!
 //! The lowest room: it knows nothing of jobs, slices or daemons, and imports no other room.
 
+mod address;
+mod connect;
 pub mod failure;
 mod key_value;
+mod parameters;
+mod password;
+mod pool;
 mod repeated;
 mod target;
+mod tls;
 
+pub use address::{Access, TargetError};
+pub use connect::ConnectError;
 pub use failure::{Failure, describe, describe_with_detail};
 pub use key_value::{KeyValue, key_parameters};
+pub use password::PasswordFileError;
+pub use pool::{Connector, Database, Object};
 pub use repeated::{Pooler, Repeated};
-pub use target::{ConnectError, Database, Target, TargetError};
+pub use target::Target;
+pub use tls::{RootsError, SslMode};
 
 /// Writes a name as a quoted SQL identifier: `users` becomes `"users"`.
 #[must_use]

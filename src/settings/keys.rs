@@ -1,5 +1,6 @@
 //! The keys of the daemon's configuration.
 
+use crate::database::SslMode;
 use crate::job::known_keys::{Kind, KnownKeys, NotYet, Section};
 use crate::job::limit::AUTO;
 
@@ -15,6 +16,9 @@ pub(super) const KNOWN_KEYS: KnownKeys = KnownKeys {
             path: "database",
             keys: &[
                 ("url", Kind::Text),
+                ("password_file", Kind::Text),
+                ("sslmode", Kind::Choice(SslMode::NAMES)),
+                ("ssl_root_cert", Kind::Text),
                 ("pool_size", Kind::Whole),
                 ("pooler", Kind::Choice(&["none", "transaction"])),
             ],
@@ -132,10 +136,10 @@ pub(super) const KNOWN_KEYS: KnownKeys = KnownKeys {
         },
     ],
     not_yet: &[
-        NotYet { path: "database.password", advice: "give the password in the URL or in PGPASSWORD" },
-        NotYet { path: "database.password_file", advice: "give the password in the URL or in PGPASSWORD" },
-        NotYet { path: "database.sslmode", advice: "connections are made without TLS" },
-        NotYet { path: "database.ssl_root_cert", advice: "connections are made without TLS" },
+        NotYet {
+            path: "database.password",
+            advice: "write it into a file and name that in database.password_file, or use PGPASSWORD",
+        },
         NotYet { path: "notify", advice: "watch the metric backfilld_job_state, or run `backfilld wait`" },
         NotYet { path: "http.token_file", advice: "nothing can be changed over HTTP in this version" },
     ],

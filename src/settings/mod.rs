@@ -14,7 +14,7 @@ use config::{Config, Environment, File, FileFormat};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
-use crate::database::{Pooler, Target, TargetError};
+use crate::database::{Access, Pooler, SslMode, Target, TargetError};
 use crate::job::known_keys::{self, Kind, Source};
 use keys::KNOWN_KEYS;
 pub use throttle::ThrottleSettings;
@@ -79,6 +79,12 @@ pub struct Settings {
 pub struct DatabaseSettings {
     /// The address, with what is needed to log in.
     pub url: Option<SecretString>,
+    /// A file with the password. Relative: in the folder of systemd's credentials, where there is one.
+    pub password_file: Option<PathBuf>,
+    /// What is asked of a connection.
+    pub sslmode: Option<SslMode>,
+    /// A file with the certificates of trusted authorities.
+    pub ssl_root_cert: Option<PathBuf>,
     /// Connections at most.
     pub pool_size: usize,
     /// What stands between the daemon and the server.
@@ -87,7 +93,28 @@ pub struct DatabaseSettings {
 
 impl Default for DatabaseSettings {
     fn default() -> Self {
-        Self { url: None, pool_size: 16, pooler: Pooler::None }
+        Self {
+            url: None,
+            password_file: None,
+            sslmode: None,
+            ssl_root_cert: None,
+            pool_size: 16,
+            pooler: Pooler::None,
+        }
+    }
+}
+
+impl DatabaseSettings {
+    /// How to log in wherever a URL does not say.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        let named = |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
+        Access {
+            password_file: named(&self.password_file),
+            ssl_mode: self.sslmode,
+            ssl_root_cert: named(&self.ssl_root_cert),
+            pooler: self.pooler,
+        }
     }
 }
 
@@ -283,10 +310,12 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Where the database is.
+    /// Where the database is. The files that are needed to log in are looked at.
     pub fn target(&self) -> Result<Target, SettingsError> {
-        let target = Target::from_settings(self.database.url.as_ref().map(SecretString::expose_secret))?;
-        Ok(target.behind(self.database.pooler))
+        let url = self.database.url.as_ref().map(SecretString::expose_secret);
+        let target = Target::from_settings(url, &self.database.access())?;
+        target.check_files()?;
+        Ok(target)
     }
 
     /// Checks what one key's value cannot tell. `source_of` names where a key was set.
@@ -332,7 +361,7 @@ impl Settings {
             schema.is_empty() || schema.len() > 63 || schema.starts_with("pg_"),
             "state.schema must have 1 to 63 characters and not begin with pg_",
         );
-        problems.extend(self.throttle.problems().into_iter().map(|problem| {
+        problems.extend(self.throttle.problems(&self.database.access()).into_iter().map(|problem| {
             // Of two keys that contradict each other, the one that a variable set: it was set last.
             let keys = problem.split(' ').map(|word| word.trim_end_matches([':', ',']));
             let sources = keys.filter(|word| word.starts_with("throttle.")).map(&source_of);

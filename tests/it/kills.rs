@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A table of `rows` rows whose every change of `done` is counted by a trigger: in the row itself,
 /// so that the count stands and falls with the change.
-async fn counted_table(database: &Database, client: &Client, rows: i64) {
+pub(super) async fn counted_table(database: &Database, client: &Client, rows: i64) {
     assert_eq!(backfilld(database.url(), &["init"]).code, 0);
     client
         .batch_execute(&format!(
@@ -31,7 +31,7 @@ async fn counted_table(database: &Database, client: &Client, rows: i64) {
 }
 
 /// Not guarded by its own `where`: a row that is met again is changed again.
-fn counted_job(rows_per_second: u32) -> String {
+pub(super) fn counted_job(rows_per_second: u32) -> String {
     format!(
         "name = 'counted'\ntable = 'public.counted'\n[update]\nset = {{ done = \"'yes ' || id\" }}\n\
          [batch]\ninitial_rows = 200\nmax_rows = 1000\n[limits]\nrows_per_second = {rows_per_second}\nmax_retries = 50\n"
@@ -39,7 +39,7 @@ fn counted_job(rows_per_second: u32) -> String {
 }
 
 /// Rows, rows changed exactly once, and the `rows_changed` that the status tells.
-async fn counts(client: &Client) -> (i64, i64, i64) {
+pub(super) async fn counts(client: &Client) -> (i64, i64, i64) {
     let row = client
         .query_one(
             "SELECT count(*), count(*) FILTER (WHERE times = 1 AND done = 'yes ' || id),
@@ -52,7 +52,7 @@ async fn counts(client: &Client) -> (i64, i64, i64) {
     (row.get(0), row.get(1), row.get(2))
 }
 
-async fn rows_scanned(client: &Client) -> i64 {
+pub(super) async fn rows_scanned(client: &Client) -> i64 {
     client
         .query_opt("SELECT rows_scanned FROM backfilld.status WHERE name = 'counted'", &[])
         .await

@@ -5,12 +5,11 @@
 
 use std::time::{Duration, Instant};
 
-use deadpool_postgres::Object;
 use tokio_postgres::Client;
 
 use super::intake::Examined;
 use super::{Supervisor, TurnError};
-use crate::database::{Failure, describe};
+use crate::database::{Failure, Object, describe};
 use crate::state::split::Rest;
 use crate::state::{Actor, State, StateError, split};
 use crate::walk::batch::key_text_settings_sql;

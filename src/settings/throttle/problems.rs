@@ -10,6 +10,7 @@ use humantime::format_duration as told;
 use secrecy::ExposeSecret as _;
 
 use super::{LoadSettings, PrometheusSettings, ReplicationLagSettings, SqlSettings, ThrottleSettings};
+use crate::database::Access;
 use crate::job::limit::{Quantity, load_problems, max_is_missing};
 use crate::throttle::window::ENOUGH_SAMPLES;
 
@@ -55,7 +56,7 @@ impl Problems {
 
 impl ThrottleSettings {
     /// One message for every value that makes no sense, each with its key first.
-    pub(in crate::settings) fn problems(&self) -> Vec<String> {
+    pub(in crate::settings) fn problems(&self, access: &Access) -> Vec<String> {
         let mut problems = Problems::default();
         problems.duration("throttle.tick", self.tick, Duration::from_millis(100)..=MINUTE);
         problems.duration("throttle.stale_after", self.stale_after, SECOND..=HOUR);
@@ -69,7 +70,7 @@ impl ThrottleSettings {
         self.rate_problems(&mut problems);
         law::check(&self.law, &mut problems);
         self.query_latency_problems(&mut problems);
-        lag_problems(&self.replication_lag, &mut problems);
+        lag_problems(&self.replication_lag, access, &mut problems);
         problems.0.extend(load_problems_of("slots", &self.slots));
         problems.0.extend(load_problems_of("autovacuum", &self.autovacuum));
         problems.0.extend(load_problems_of("wal_archive", &self.wal_archive));
@@ -162,7 +163,7 @@ impl ThrottleSettings {
     }
 }
 
-fn lag_problems(lag: &ReplicationLagSettings, problems: &mut Problems) {
+fn lag_problems(lag: &ReplicationLagSettings, access: &Access, problems: &mut Problems) {
     let section = "throttle.replication_lag";
     problems.duration(&format!("{section}.target"), lag.target, MILLISECOND..=DAY);
     problems.duration(&format!("{section}.max"), lag.max, MILLISECOND..=DAY);
@@ -182,7 +183,8 @@ fn lag_problems(lag: &ReplicationLagSettings, problems: &mut Problems) {
         let twice = lag.replicas[..index].iter().any(|other| other.expose_secret() == url.expose_secret());
         problems
             .wrong(twice, || format!("{section}.replicas (number {number}) is there already: leave it out"));
-        problems.0.extend(address::replica_problem(&format!("{section}.replicas (number {number})"), url));
+        let key = format!("{section}.replicas (number {number})");
+        problems.0.extend(address::replica_problem(&key, url, access));
     }
 }
 

@@ -180,6 +180,7 @@ fn host_and_port(target: &Target) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::database::Access;
     use crate::state::heartbeat::Written;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -254,7 +255,7 @@ mod tests {
             ("postgres://app@db2/shop", "db2:5432"),
             ("host=/run/postgresql dbname='a \" on b'", "/run/postgresql:5432"),
         ] {
-            assert_eq!(host_and_port(&Target::from_settings(Some(url)).unwrap()), name);
+            assert_eq!(host_and_port(&Target::replica(url, &Access::default()).unwrap()), name);
         }
     }
 }

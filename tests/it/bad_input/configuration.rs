@@ -157,8 +157,6 @@ fn what_contradicts_itself_or_makes_no_sense() {
 fn what_is_not_supported_yet_is_refused_by_name() {
     for (text, key) in [
         ("[notify]\nurl = 'http://127.0.0.1/'\n", "notify"),
-        ("[database]\nsslmode = 'require'\n", "database.sslmode"),
-        ("[database]\npassword_file = 'x'\n", "database.password_file"),
         ("[http]\ntoken_file = 'x'\n", "http.token_file"),
     ] {
         tells(text, &[&format!("{key} is not supported by backfilld")]);

@@ -125,15 +125,6 @@ fn a_url_that_is_none() {
     }
 }
 
-/// As providers of databases hand them out: it is a PostgreSQL URL, and asks for what is not there.
-#[test]
-fn a_url_that_asks_for_tls() {
-    for mode in ["require", "verify-ca", "verify-full"] {
-        let url = format!("postgres://app:{SECRET}@db/shop?sslmode={mode}");
-        all_tell(&url, 2, &["sslmode", mode, "not supported"]);
-    }
-}
-
 /// The usual mistake with generated passwords: what follows the first @ is taken for the host.
 #[test]
 fn a_password_with_an_at_sign_that_is_not_encoded_is_not_shown() {

@@ -142,7 +142,7 @@ fn addresses_that_cannot_be_used() {
     };
     replica("mysql://db/shop", "is not a PostgreSQL URL");
     replica("postgres:///shop", "names no host: write postgres://USER@HOST:PORT/DATABASE");
-    replica("postgres://db/shop?sslmode=verify-full", "TLS");
+    replica("postgres://db/shop?sslmode=strict", "sslmode=strict: it must be one of disable, prefer");
     let server = |url: &str, said: &str| {
         let keys = format!("url = '{url}'\nquery = 'x'\nmax = 1");
         configuration(".prometheus.a", &keys, &["throttle.prometheus.a.url", said]);

@@ -15,7 +15,7 @@ mod wal_archive;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use backfilld::database::Target;
+use backfilld::database::{Access, Target};
 use backfilld::state::{self, Actor, State};
 use backfilld::throttle::board::{Board, Slot};
 use backfilld::throttle::latency::Latency;
@@ -105,7 +105,7 @@ fn new_board() -> Arc<Mutex<Board>> {
 }
 
 fn target(url: &str) -> Target {
-    Target::from_settings(Some(url)).unwrap()
+    Target::from_settings(Some(url), &Access::default()).unwrap()
 }
 
 /// `url` with this name for its sessions.

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -25,6 +25,9 @@ const START_ATTEMPTS: u32 = 5;
 
 /// How long a new replica may take until it streams.
 const STREAMING_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a server may take to read its configuration again.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What every server has, unless a test's settings say otherwise. There is no Unix socket: the path
 /// of one in a deep temporary folder can be too long.
@@ -157,6 +160,58 @@ impl Server {
     /// Stops the server, cutting every session (`pg_ctl stop -m fast`).
     pub(crate) fn stop(&self) {
         self.pg_ctl("stop", &["-m", "fast"]);
+    }
+
+    /// Stops the server as a crash does (`pg_ctl stop -m immediate`): nothing is flushed, and nobody told.
+    pub(crate) fn stop_immediate(&self) {
+        self.pg_ctl("stop", &["-m", "immediate"]);
+    }
+
+    /// Makes a primary of a replica, and returns when it takes writes.
+    pub(crate) fn promote(&self) {
+        self.pg_ctl("promote", &[]);
+    }
+
+    /// A folder that goes away with the server, for files that belong to it.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Puts `text` before the rules of the server's `pg_hba.conf`. It takes effect when the server reads
+    /// its configuration again.
+    pub(crate) fn admit(&self, text: &str) {
+        let path = self.data().join("pg_hba.conf");
+        let rules = fs::read_to_string(&path).expect("initdb has written pg_hba.conf");
+        fs::write(path, format!("{text}\n{rules}")).expect("the server's files can be written");
+    }
+
+    /// Has the server talk TLS by this certificate and key, both as PEM text, from its next connection on.
+    pub(crate) fn serve_tls(&self, certificate: &str, key: &str) {
+        for (name, text) in [("server.crt", certificate), ("server.key", key)] {
+            let path = self.data().join(name);
+            fs::write(&path, text).expect("the server's folder can be written to");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("the file is ours");
+            if let Some((uid, gid)) = server_account() {
+                std::os::unix::fs::chown(&path, Some(uid), Some(gid)).expect("root may give a file away");
+            }
+        }
+        self.configure("ssl", "on");
+        self.reload();
+    }
+
+    /// Has the server read its configuration again, and returns when new connections follow it.
+    pub(crate) fn reload(&self) {
+        let (url, before) = (self.url("postgres"), self.log().matches("SIGHUP").count());
+        block_on(async || {
+            let client = super::database::connect(&url).await;
+            client.execute("SELECT pg_reload_conf()", &[]).await.expect("a superuser can do this");
+        });
+        block_on(async || {
+            super::until("the server to reload", RELOAD_TIMEOUT, async || {
+                (self.log().matches("SIGHUP").count() > before).then_some(())
+            })
+            .await;
+        });
     }
 
     /// Starts the server again after [`Server::stop`], on the same port.

@@ -3,18 +3,18 @@
 
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::database::{Target, TargetError};
+use crate::database::{Access, Target, TargetError};
 
 /// Why a replica's address cannot be used.
-pub(super) fn replica_problem(key: &str, url: &SecretString) -> Option<String> {
+pub(super) fn replica_problem(key: &str, url: &SecretString, access: &Access) -> Option<String> {
     let url = url.expose_secret();
     // Without a host it would be the one that PGHOST names, and that is the primary.
     if !names_a_host(url) {
         return Some(format!("{key} names no host: write postgres://USER@HOST:PORT/DATABASE"));
     }
-    match Target::from_settings(Some(url)) {
+    match Target::replica(url, access) {
         Ok(_) => None,
-        Err(error @ (TargetError::Url(_) | TargetError::NotEncoded)) => {
+        Err(error @ (TargetError::Url(_) | TargetError::NotEncoded | TargetError::Parameter { .. })) => {
             Some(error.to_string().replace("database.url", key))
         }
         Err(error) => Some(format!("{key}: {error}")),
@@ -63,7 +63,7 @@ mod tests {
             ("dbname=hostel", "names no host"),
             ("mysql://app:hunter2@db/shop", "is not a PostgreSQL URL"),
             ("postgres://app:hunter2/x@db/shop", "has an @, / or ? where"),
-            ("postgres://db/shop?sslmode=require", ": TLS (sslmode=require"),
+            ("postgres://db/shop?sslmode=strict", " has sslmode=strict: it must be one of disable, prefer"),
         ] {
             let told = told(&format!("[throttle.replication_lag]\nreplicas = ['postgres://r/d', '{url}']\n"));
             let beginning = "throttle.replication_lag.replicas (number 2)";

@@ -1,0 +1,72 @@
+//! Reading configuration and job files, at the start and again on SIGHUP.
+
+use secrecy::ExposeSecret as _;
+
+use super::Supervisor;
+use crate::daemon::jobs_directory;
+use crate::settings::Settings;
+
+impl Supervisor {
+    /// Reads configuration and job files again. What is wrong is reported, and the old settings stay.
+    pub(super) async fn reload(&mut self) {
+        let read = Settings::load(&self.options.overrides, &self.options.environment).and_then(|mut new| {
+            // Statements that were prepared, and those that were not, are all over the daemon.
+            let pooler = std::mem::replace(&mut new.database.pooler, self.options.settings.database.pooler);
+            let target = new.target()?;
+            Ok((new, target, pooler))
+        });
+        let (new, target, pooler) = match read {
+            Ok(read) => read,
+            Err(error) => {
+                tracing::error!(%error, "configuration not reloaded, the old settings stay");
+                return;
+            }
+        };
+        let old = &self.options.settings;
+        (self.options.set_log_level)(new.log.level);
+        let fixed = [
+            ("state.schema", new.state.schema == old.state.schema),
+            ("http.listen", new.http.listen == old.http.listen),
+            ("log.format", new.log.format == old.log.format),
+            ("daemon.name", new.daemon.name == old.daemon.name),
+            ("database.pool_size", new.database.pool_size == old.database.pool_size),
+            ("database.pooler", pooler == old.database.pooler),
+            ("database.url", self.database.target().log_in_as(&target)),
+        ];
+        for (key, _) in fixed.into_iter().filter(|(_, same)| !same) {
+            tracing::warn!(
+                key,
+                "changed in the configuration; takes effect when the daemon is started again"
+            );
+        }
+        // Whatever connects from now on reads passwords and certificates anew; batches in flight end first.
+        self.database.discard_idle();
+        let same_login = same_login(&new, old);
+        if !same_login {
+            self.database.target().hang_up();
+        }
+        if new.throttle != old.throttle || !same_login {
+            self.throttle.reconfigure(new.throttle.clone(), new.database.access());
+        }
+        self.keeper.set_lease(new.daemon.lease);
+        self.options.settings = new;
+        tracing::info!("configuration reloaded");
+        self.tell("configuration reloaded", "SIGHUP").await;
+        self.read_job_files().await;
+    }
+
+    pub(super) async fn read_job_files(&self) {
+        let Some(directory) = &self.options.settings.jobs.directory else { return };
+        match self.database.get().await {
+            Ok(mut client) => {
+                jobs_directory::submit_all(&mut client, &self.state, directory, &self.actor).await;
+            }
+            Err(error) => tracing::error!(%error, "job files not read"),
+        }
+    }
+}
+
+fn same_login(one: &Settings, other: &Settings) -> bool {
+    let url = |settings: &Settings| settings.database.url.as_ref().map(|url| url.expose_secret().to_owned());
+    url(one) == url(other) && one.database.access() == other.database.access()
+}
