@@ -16,7 +16,9 @@ const SHARDS: u32 = 100;
 const ROWS: u32 = 6000;
 /// How many are walked at once: what the daemon does of itself, as fast as it can; and all of them, so
 /// slowly that the first is still walked when the last has begun.
-const CROWDS: [(u32, &str); 2] = [(4, ""), (SHARDS, "[limits]\nrows_per_second = 200\n")];
+const CROWDS: [(u32, &str); 2] = [(4, ""), (SHARDS, SLOWLY)];
+/// With batches of a second: of themselves they would be of a tenth, a thousand a second for all jobs.
+const SLOWLY: &str = "[batch]\nmin_rows = 200\n[limits]\nrows_per_second = 200\n";
 /// Connections of a pool beside those of the batches.
 const SPARE_CONNECTIONS: u32 = 3;
 
@@ -170,7 +172,7 @@ pub(crate) fn section(crowds: &[Crowd]) -> String {
     let mut text = format!(
         "\n## {SHARDS} jobs at once\n\n\
          {SHARDS} tables of {} rows in one database, one job each, one daemon. Four are walked at once by default; all of\n\
-         them with 200 rows a second each, so that the first is still walked when the last has begun. The status of all jobs\n\
+         them with 200 rows a second each, one batch, so that the first is still walked when the last has begun. The status of all jobs\n\
          was read once a second meanwhile.\n\n",
         grouped(f64::from(ROWS))
     );
