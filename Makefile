@@ -1,6 +1,6 @@
 # What a person or CI types. Each target installs what it misses.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-versions lint bench bench-growth bench-throttle clean
+.PHONY: help build demo test test-versions lint bench bench-growth bench-scale bench-throttle clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,12 +14,12 @@ demo: build ## watch half a million rows being backfilled on a live PostgreSQL, 
 
 test: ## every test, on real PostgreSQL servers
 	@scripts/install-deps
-	@scripts/install-servers pgbouncer
+	@scripts/install-tools pgbouncer
 	cargo test --locked
 
 test-versions: ## what depends on the server's version, on PostgreSQL 14, 16, 17 and 18
 	@scripts/install-deps
-	@scripts/install-servers pgbouncer
+	@scripts/install-tools pgbouncer
 	@scripts/test-versions 14 16 17 18
 
 lint: ## formatting, clippy, licences and sources of dependencies, shell scripts
@@ -30,18 +30,24 @@ lint: ## formatting, clippy, licences and sources of dependencies, shell scripts
 	cargo deny --locked check licenses bans sources
 	@scripts/lint-shell
 
-bench: ## rows a second beside one UPDATE and a server-side procedure, about 10 minutes
+bench: ## rows a second, one worker and two, beside what people use today; the README's plot; about 40 minutes
 	@scripts/install-deps
+	@scripts/install-tools pgbouncer django
 	cargo bench --locked --bench backfill -- speed
 	cargo bench --locked --bench backfill -- speed-defaults
+	cargo bench --locked --bench backfill -- workers
 
 bench-growth: ## whether a batch costs the same at both ends of a 10,000,000-row walk
 	@scripts/install-deps
 	cargo bench --locked --bench backfill -- growth
 
+bench-scale: ## a walk of 50,000,000 rows from end to end, and 100 jobs at once, about 15 minutes
+	@scripts/install-deps
+	cargo bench --locked --bench backfill -- scale
+
 bench-throttle: ## what the throttle does on real servers, about 75 minutes
 	@scripts/install-deps
-	@scripts/install-servers prometheus
+	@scripts/install-tools prometheus
 	cargo bench --locked --bench throttle -- all
 
 clean: ## remove what was built

@@ -23,17 +23,40 @@ pub(crate) struct Backfill {
 }
 
 /// What the daemon's own process has used.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Usage {
     pub(crate) cpu_seconds: f64,
     pub(crate) peak_mebibytes: f64,
+}
+
+impl Usage {
+    /// Of this process and that one.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            cpu_seconds: self.cpu_seconds + other.cpu_seconds,
+            peak_mebibytes: self.peak_mebibytes.max(other.peak_mebibytes),
+        }
+    }
 }
 
 impl Backfill {
     /// Starts a daemon called `name` that connects to `daemon_url`, and returns when it is ready.
     /// The commands connect to `url`, and so does `client`: another role on the same database.
     pub(crate) async fn start(url: &str, daemon_url: &str, name: &str, client: &Client) -> Self {
-        let environment = [("BACKFILLD__DAEMON__NAME", name), ("BACKFILLD__HTTP__LISTEN", "127.0.0.1:0")];
+        Self::start_with(url, daemon_url, name, &[], client).await
+    }
+
+    /// Like [`Backfill::start`], with environment variables such as
+    /// `("BACKFILLD__DATABASE__POOLER", "transaction")`.
+    pub(crate) async fn start_with(
+        url: &str,
+        daemon_url: &str,
+        name: &str,
+        environment: &[(&str, &str)],
+        client: &Client,
+    ) -> Self {
+        let own = [("BACKFILLD__DAEMON__NAME", name), ("BACKFILLD__HTTP__LISTEN", "127.0.0.1:0")];
+        let environment = [own.as_slice(), environment].concat();
         let daemon = Daemon::start_with(daemon_url, &[], &environment);
         until("the daemon to announce itself", START_TIMEOUT, async || {
             // Until it has created the schema this is an error, and not yet.
@@ -57,6 +80,21 @@ impl Backfill {
         assert!(run.code == 0, "backfilld {arguments:?}: {run:?}\nthe daemon's log:\n{}", self.daemon.log());
     }
 
+    /// Has the daemon, the only one, take up nothing until it is told to go on.
+    pub(crate) async fn rest(&self, client: &Client) {
+        self.daemon.signal("USR1");
+        until("the daemon to rest", START_TIMEOUT, async || {
+            let resting = "SELECT FROM backfilld.daemon WHERE state = 'paused'";
+            client.query_opt(resting, &[]).await.expect("a superuser can read the state")
+        })
+        .await;
+    }
+
+    /// Ends the rest.
+    pub(crate) fn go_on(&self) {
+        self.daemon.signal("USR2");
+    }
+
     /// Waits until the job `name` is complete.
     pub(crate) fn wait(&self, name: &str) {
         let mut wait = Daemon::spawn(&self.url, &["wait", name], &[]);
@@ -68,6 +106,11 @@ impl Backfill {
     pub(crate) fn usage(&self) -> Usage {
         let pid = self.daemon.pid();
         Usage { cpu_seconds: process::cpu_seconds(pid), peak_mebibytes: process::peak_mebibytes(pid) }
+    }
+
+    /// The memory that the daemon's process has now, in MiB.
+    pub(crate) fn resident_mebibytes(&self) -> f64 {
+        process::resident_mebibytes(self.daemon.pid())
     }
 
     /// Asks the daemon to stop, and sees that it does so well.

@@ -1,6 +1,6 @@
 //! Who takes part in the race. Each changes every row of the table `users`.
 
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_postgres::Client;
 
@@ -51,12 +51,30 @@ pub(crate) enum Contestant {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Run {
     pub(crate) seconds: f64,
+    /// When it began.
+    pub(crate) began: SystemTime,
     /// CPU time of all of the server's processes, in the daemon's case from before its start.
     pub(crate) server_cpu_seconds: f64,
-    /// The daemon's process, where there is one.
+    /// The daemons' processes, where there are any.
     pub(crate) daemon: Option<Usage>,
-    /// Batches that the daemon committed.
+    /// Batches that the daemons committed.
     pub(crate) batches: Option<f64>,
+}
+
+/// The daemons that do a job together, and the job.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Team<'a> {
+    pub(crate) daemons: u32,
+    /// Where they connect to.
+    pub(crate) url: &'a str,
+    pub(crate) environment: &'a [(&'a str, &'a str)],
+    /// Sections of the job file, beside what it changes.
+    pub(crate) options: &'a str,
+}
+
+/// The section of a job file that fixes the size of a batch.
+pub(crate) fn fixed_batch(rows: u32) -> String {
+    format!("[batch]\ninitial_rows = {rows}\nmin_rows = {rows}\nmax_rows = {rows}\n")
 }
 
 impl Contestant {
@@ -89,20 +107,23 @@ impl Contestant {
                 on_the_server(&client, server, &format!("CALL walk_users({ROWS_PER_BATCH})")).await
             }
             Self::FixedBatch => {
-                let batch = format!(
-                    "[batch]\ninitial_rows = {ROWS_PER_BATCH}\nmin_rows = {ROWS_PER_BATCH}\nmax_rows = {ROWS_PER_BATCH}\n"
-                );
-                let run = by_the_daemon(client, url, server, name, rows, &batch).await;
+                let options = fixed_batch(ROWS_PER_BATCH);
+                let team = Team { daemons: 1, url, environment: &[], options: &options };
+                let run = by_daemons(client, url, server, name, rows, team).await;
                 let batches = f64::from(rows.div_ceil(ROWS_PER_BATCH));
                 assert_eq!(run.batches, Some(batches), "the batches of a job whose batch size is fixed");
                 run
             }
-            Self::AdaptiveBatch => by_the_daemon(client, url, server, name, rows, "").await,
+            Self::AdaptiveBatch => {
+                let team = Team { daemons: 1, url, environment: &[], options: "" };
+                by_daemons(client, url, server, name, rows, team).await
+            }
         }
     }
 }
 
-async fn backend(client: &Client) -> u32 {
+/// The process of a session.
+pub(crate) async fn backend(client: &Client) -> u32 {
     let row = client.query_one("SELECT pg_backend_pid()", &[]).await.expect("the server answers");
     u32::try_from(row.get::<_, i32>(0)).expect("a process id is positive")
 }
@@ -110,36 +131,43 @@ async fn backend(client: &Client) -> u32 {
 /// Runs a single statement.
 async fn on_the_server(client: &Client, server: ServerProcesses, statement: &str) -> Run {
     let cpu_before = server.cpu_seconds();
-    let begun = Instant::now();
+    let (began, clock) = (SystemTime::now(), Instant::now());
     client.batch_execute(statement).await.expect("the contestant's statement runs");
-    let seconds = begun.elapsed().as_secs_f64();
-    Run { seconds, server_cpu_seconds: server.cpu_seconds() - cpu_before, daemon: None, batches: None }
+    let seconds = clock.elapsed().as_secs_f64();
+    let server_cpu_seconds = server.cpu_seconds() - cpu_before;
+    Run { seconds, began, server_cpu_seconds, daemon: None, batches: None }
 }
 
-/// Has a daemon do it, one started for this alone. The clock is the database's: from the job's
-/// submission to its end, so that planning, claiming and finishing it count too.
-async fn by_the_daemon(
+/// Has daemons do it that are started for this alone; the commands go to `url`. The clock is the
+/// database's: from the job's submission to its end, so that planning, claiming and finishing it count too.
+pub(crate) async fn by_daemons(
     client: &Client,
     url: &str,
     server: ServerProcesses,
     name: &str,
     rows: u32,
-    batch: &str,
+    team: Team<'_>,
 ) -> Run {
     let cpu_before = server.cpu_seconds();
-    let backfill = Backfill::start(url, url, name, client).await;
-    backfill.submit(&format!(
+    let mut daemons = Vec::new();
+    for number in 1..=team.daemons {
+        let daemon = format!("{name}-{number}");
+        daemons.push(Backfill::start_with(url, team.url, &daemon, team.environment, client).await);
+    }
+    daemons[0].submit(&format!(
         "name = \"{name}\"\ntable = \"public.users\"\n\
-         [update]\nset = {{ email_normalized = \"lower(email)\" }}\nwhere = \"email_normalized IS NULL\"\n{batch}"
+         [update]\nset = {{ email_normalized = \"lower(email)\" }}\nwhere = \"email_normalized IS NULL\"\n{}",
+        team.options
     ));
-    backfill.wait(name);
+    daemons[0].wait(name);
     let server_cpu_seconds = server.cpu_seconds() - cpu_before;
-    let usage = backfill.usage();
-    backfill.stop();
+    let usage = daemons.iter().fold(Usage::default(), |sum, daemon| sum.and(daemon.usage()));
+    daemons.into_iter().for_each(Backfill::stop);
 
     let row = client
         .query_one(
             "SELECT extract(epoch FROM j.finished_at - j.submitted_at)::float8,
+                    extract(epoch FROM j.submitted_at)::float8,
                     sum(s.rows_scanned)::bigint, sum(s.rows_changed)::bigint, sum(s.batches)::float8
              FROM backfilld.job j JOIN backfilld.slice s ON s.job = j.name
              WHERE j.name = $1 GROUP BY j.name",
@@ -147,7 +175,14 @@ async fn by_the_daemon(
         )
         .await
         .expect("a superuser can read the state");
-    let (scanned, changed): (i64, i64) = (row.get(1), row.get(2));
+    let (scanned, changed): (i64, i64) = (row.get(2), row.get(3));
     assert_eq!((scanned, changed), (i64::from(rows), i64::from(rows)), "rows scanned and changed by the job");
-    Run { seconds: row.get(0), server_cpu_seconds, daemon: Some(usage), batches: row.get(3) }
+    Run {
+        seconds: row.get(0),
+        // The server runs on this machine, by the same clock.
+        began: UNIX_EPOCH + Duration::from_secs_f64(row.get(1)),
+        server_cpu_seconds,
+        daemon: Some(usage),
+        batches: row.get(4),
+    }
 }

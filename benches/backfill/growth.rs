@@ -5,18 +5,17 @@
 //! ends, since it returns when no batch is in flight.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use tokio_postgres::Client;
 
 use crate::backfill::Backfill;
-use crate::figures::{Wanted, grouped, table, verdict};
+use crate::figures::grouped;
 use crate::machine;
 use crate::size::Size;
-use crate::statements::{self, Kind, Ledger, Work};
+use crate::statements::{self, Ledger};
+use crate::stretch::{self, Progress, ROLE, Stretch, pause_at, progress};
 use crate::support::database::Database;
 use crate::support::server::Server;
-use crate::support::until;
 
 /// Rows at full size.
 const ROWS: u32 = 10_000_000;
@@ -27,11 +26,6 @@ const SKIPPED_BATCHES: u32 = 20;
 /// Batches of a stretch.
 const STRETCH_BATCHES: u32 = 200;
 
-/// The role that the daemon runs as, and nobody else.
-const ROLE: &str = "backfilld";
-/// How long the walk may take from one stretch to the other.
-const WALK_TIMEOUT: Duration = Duration::from_secs(30 * 60);
-
 const SETTINGS: [(&str, &str); 3] =
     [("shared_buffers", "1GB"), ("max_wal_size", "8GB"), ("checkpoint_timeout", "30min")];
 
@@ -41,26 +35,6 @@ const SETTINGS: [(&str, &str); 3] =
 enum Autovacuum {
     Off,
     On,
-}
-
-/// How far the walk is.
-#[derive(Debug, Clone, Copy)]
-struct Progress {
-    batches: f64,
-    rows: f64,
-    /// Time walked, pauses left out.
-    seconds: f64,
-}
-
-/// What a stretch of the walk took.
-#[derive(Debug, Clone, Copy)]
-struct Stretch {
-    batches: f64,
-    rows: f64,
-    seconds: f64,
-    ledger: Ledger,
-    /// The daemon's peak memory up to the stretch's end.
-    peak_mebibytes: f64,
 }
 
 struct Walk {
@@ -121,7 +95,7 @@ async fn walk(client: &Client, url: &str, rows_per_batch: u32, autovacuum: Autov
     Ledger::reset(client).await;
     backfill.command(&["resume", name]);
     let end = pause_at(client, &backfill, name, SKIPPED_BATCHES + STRETCH_BATCHES).await;
-    let first = stretch(client, &backfill, start, end).await;
+    let first = stretch::measured(client, &backfill, start, end).await;
 
     backfill.command(&["resume", name]);
     let start = pause_at(client, &backfill, name, BATCHES - STRETCH_BATCHES).await;
@@ -129,7 +103,7 @@ async fn walk(client: &Client, url: &str, rows_per_batch: u32, autovacuum: Autov
     backfill.command(&["resume", name]);
     backfill.wait(name);
     let all = progress(client, name).await.expect("a complete job has a slice");
-    let last = stretch(client, &backfill, start, all).await;
+    let last = stretch::measured(client, &backfill, start, all).await;
     backfill.stop();
 
     let vacuums = vacuums(client).await;
@@ -152,48 +126,6 @@ async fn load(client: &Client, rows: u32, autovacuum: Autovacuum) {
         "CHECKPOINT".to_owned(),
     ] {
         client.batch_execute(&statement).await.expect("the table can be loaded");
-    }
-}
-
-/// Pauses the job once it has done `batches` batches, and says how many it has done by then.
-async fn pause_at(client: &Client, backfill: &Backfill, name: &str, batches: u32) -> Progress {
-    until("the walk to come far enough", WALK_TIMEOUT, async || {
-        progress(client, name).await.filter(|now| now.batches >= f64::from(batches))
-    })
-    .await;
-    backfill.command(&["pause", name]);
-    progress(client, name).await.expect("the slice was there a moment ago")
-}
-
-/// None while the job has not started.
-async fn progress(client: &Client, name: &str) -> Option<Progress> {
-    let row = client
-        .query_opt(
-            "SELECT batches::float8, rows_scanned::float8, active_seconds
-             FROM backfilld.slice WHERE job = $1",
-            &[&name],
-        )
-        .await
-        .expect("a superuser can read the state; this benchmark knows one slice a job");
-    row.map(|row| Progress { batches: row.get(0), rows: row.get(1), seconds: row.get(2) })
-}
-
-/// What was done between two pauses, of which the first reset the statistics.
-async fn stretch(client: &Client, backfill: &Backfill, start: Progress, end: Progress) -> Stretch {
-    let ledger = Ledger::of_role(client, ROLE).await;
-    let batches = end.batches - start.batches;
-    assert!(batches >= 10.0, "only {batches} batches between two pauses: too few rows for this machine");
-    // Else a statement was not recognised, or the pause was not exact.
-    for kind in [Kind::Bound, Kind::Update, Kind::Advance] {
-        let calls = ledger.of_kind(kind).calls;
-        assert!((calls - batches).abs() < 0.5, "{kind:?} was called {calls} times in {batches} batches");
-    }
-    Stretch {
-        batches,
-        rows: end.rows - start.rows,
-        seconds: end.seconds - start.seconds,
-        ledger,
-        peak_mebibytes: backfill.usage().peak_mebibytes,
     }
 }
 
@@ -244,47 +176,7 @@ fn report(rows_per_batch: u32, machine: &str, quiet: &Walk, vacuumed: &Walk) -> 
 }
 
 fn section(walk: &Walk) -> String {
-    let per_batch = |stretch: &Stretch, work: Work| work.divided_by(stretch.batches);
-    let own = |stretch: &Stretch| {
-        Kind::ALL
-            .iter()
-            .filter(|kind| **kind != Kind::Other)
-            .fold(Work::default(), |sum, kind| sum.and(stretch.ledger.of_kind(*kind)))
-    };
-    let mut lines: Vec<Vec<String>> = Vec::new();
-    for kind in Kind::ALL {
-        if kind == Kind::Other {
-            let (first, last) = (own(&walk.first), own(&walk.last));
-            lines.push(line(
-                "**a batch's own statements**",
-                per_batch(&walk.first, first),
-                per_batch(&walk.last, last),
-                2,
-            ));
-            lines.push(line(
-                "the same, per scanned row",
-                first.divided_by(walk.first.rows),
-                last.divided_by(walk.last.rows),
-                4,
-            ));
-        }
-        let (first, last) = (walk.first.ledger.of_kind(kind), walk.last.ledger.of_kind(kind));
-        lines.push(line(kind.label(), per_batch(&walk.first, first), per_batch(&walk.last, last), 2));
-    }
-    let mut text = table(
-        &[
-            "a batch",
-            "buffers touched, start",
-            "end",
-            "change",
-            "dirtied, start",
-            "end",
-            "change",
-            "server's ms, start",
-            "end",
-        ],
-        &lines,
-    );
+    let mut text = stretch::table_of_a_batch(&walk.first, &walk.last);
     let rate = |stretch: &Stretch| grouped(stretch.rows / stretch.seconds);
     write!(
         text,
@@ -299,38 +191,6 @@ fn section(walk: &Walk) -> String {
         walk.last.peak_mebibytes,
     )
     .expect("a String takes every write");
-    let change = change(
-        per_batch(&walk.first, own(&walk.first)).buffers_touched,
-        per_batch(&walk.last, own(&walk.last)).buffers_touched,
-    );
-    text.push_str(&verdict(
-        "buffers that a batch touches at the end beside the start, difference",
-        Wanted::Below(10.0),
-        " %",
-        change.abs(),
-    ));
+    text.push_str(&stretch::verdict_on_buffers(&walk.first, &walk.last));
     text
-}
-
-fn line(label: &str, first: Work, last: Work, decimals: usize) -> Vec<String> {
-    let number = |value: f64| format!("{value:.decimals$}");
-    let percent = |from: f64, to: f64| {
-        if from < 0.005 && to < 0.005 { String::new() } else { format!("{:+.1} %", change(from, to)) }
-    };
-    vec![
-        label.to_owned(),
-        number(first.buffers_touched),
-        number(last.buffers_touched),
-        percent(first.buffers_touched, last.buffers_touched),
-        number(first.buffers_dirtied),
-        number(last.buffers_dirtied),
-        percent(first.buffers_dirtied, last.buffers_dirtied),
-        number(first.milliseconds),
-        number(last.milliseconds),
-    ]
-}
-
-/// How much more `to` is than `from`, in percent.
-fn change(from: f64, to: f64) -> f64 {
-    100.0 * (to - from) / from
 }

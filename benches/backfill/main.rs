@@ -1,7 +1,7 @@
 //! The benchmarks, run on throwaway PostgreSQL servers with the real program.
 //!
-//! `make bench` runs `speed`, `make bench-growth` runs `growth`. Both print a Markdown report and,
-//! at their full size, keep it under `benches/results/`.
+//! `make bench` runs `speed` and `workers`, `make bench-growth` runs `growth`, `make bench-scale` runs
+//! `scale`. Each prints a Markdown report and, at its full size, keeps it under `benches/results/`.
 //!
 //! | module | does |
 //! | --- | --- |
@@ -10,7 +10,13 @@
 //! | `process` | CPU time and memory of processes, from `/proc` |
 //! | `statements` | what the daemon's statements touched, from `pg_stat_statements` |
 //! | `speed`, `contestant`, `users` | the race, who runs it, and the table that it is run on |
+//! | `workers`, `rival` | several workers, a pooler, and what people use today, on the same table |
+//! | `django`, `pooler`, `tool` | real Django, a real `PgBouncer`, and how programs are run |
+//! | `watch` | the machine's processors and the server's sessions during a run |
+//! | `bars` | the plot of `workers` |
 //! | `growth` | the first batches of a long walk beside its last |
+//! | `scale`, `gauge`, `shards`, `outlook` | a walk of 50,000,000 rows, a hundred jobs at once, and what follows for more |
+//! | `stretch` | some batches of a walk between two pauses: `growth` and `scale` |
 //! | `machine`, `figures` | what a report says of the machine, and how it prints numbers |
 
 #![forbid(unsafe_code)]
@@ -21,24 +27,41 @@ use std::process::ExitCode;
 #[path = "../../tests/it/support/mod.rs"]
 mod support;
 
+#[path = "../throttle/tool.rs"]
+#[allow(dead_code, reason = "shared with the other benchmarks")]
+mod tool;
+
 mod backfill;
+mod bars;
 mod contestant;
+mod django;
 mod figures;
+mod gauge;
 mod growth;
 mod machine;
+mod outlook;
+mod pooler;
 mod process;
+mod rival;
+mod scale;
+mod shards;
 mod size;
 mod speed;
 mod statements;
+mod stretch;
 mod users;
+mod watch;
+mod workers;
 
 const USAGE: &str = "\
-usage: cargo bench --bench backfill -- speed | speed-defaults | growth
+usage: cargo bench --bench backfill -- speed | speed-defaults | workers | growth | scale
 
   speed    rows a second beside one UPDATE and a server-side procedure, about 5 minutes
   speed-defaults
            the same on a server with its default settings
+  workers  two workers, two daemons, PgBouncer, and what people use today, about 20 minutes
   growth   whether a batch costs the same at both ends of a long walk, about 5 minutes
+  scale    a walk of 50,000,000 rows with one worker, about 10 minutes
 
 BENCH_ROWS=N runs with about N rows instead, to try it out: nothing is written then.
 ";
@@ -51,6 +74,8 @@ fn main() -> ExitCode {
     match names.as_slice() {
         ["speed"] => in_runtime(speed::run(speed::ROOMY, "speed.md")),
         ["speed-defaults"] => in_runtime(speed::run(&[], "speed-defaults.md")),
+        ["workers"] => in_runtime(workers::run()),
+        ["scale"] => in_runtime(scale::run()),
         ["growth"] => in_runtime(growth::run()),
         [] => print!("{USAGE}"),
         _ => {

@@ -28,13 +28,51 @@ pub(crate) fn cpu_seconds(pid: u32) -> f64 {
 /// # Panics
 /// When there is no such process.
 pub(crate) fn peak_mebibytes(pid: u32) -> f64 {
+    memory_mebibytes(pid, "VmHWM:")
+}
+
+/// The memory that a process has now (`VmRSS`), in MiB.
+///
+/// # Panics
+/// When there is no such process.
+pub(crate) fn resident_mebibytes(pid: u32) -> f64 {
+    memory_mebibytes(pid, "VmRSS:")
+}
+
+/// What a line of `/proc/PID/status` says.
+fn memory_mebibytes(pid: u32, name: &str) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))
         .unwrap_or_else(|error| panic!("process {pid} has ended: {error}"));
     let kibibytes = status
         .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u32>().ok())
-        .expect("Linux tells a process's peak memory");
+        .find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse::<u32>().ok())
+        .expect("Linux tells a process's memory");
     f64::from(kibibytes) / 1024.0
+}
+
+/// The processor time of the whole machine up to a moment.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MachineTime {
+    busy: f64,
+    all: f64,
+}
+
+impl MachineTime {
+    /// Up to now.
+    pub(crate) fn now() -> Self {
+        let text = fs::read_to_string("/proc/stat").expect("Linux has /proc");
+        let line = text.lines().next().expect("the first line is that of all processors");
+        // user nice system idle iowait irq softirq steal; what follows is part of user and nice.
+        let times: Vec<f64> =
+            line.split_whitespace().skip(1).take(8).filter_map(|field| field.parse().ok()).collect();
+        let all: f64 = times.iter().sum();
+        Self { busy: all - times[3] - times[4], all }
+    }
+
+    /// The share of all processors' time since `earlier` that was busy, 0 to 1.
+    pub(crate) fn busy_since(self, earlier: Self) -> f64 {
+        (self.busy - earlier.busy) / (self.all - earlier.all).max(1.0)
+    }
 }
 
 /// All processes of one PostgreSQL server.

@@ -1,10 +1,13 @@
 //! How many rows a benchmark runs with, and whether its report is kept.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Where reports of full size are kept.
 const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results");
+/// Where pictures are.
+const PICTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/img");
+const TRIAL_PICTURES: &str = env!("CARGO_TARGET_TMPDIR");
 
 /// Fewer rows than this measure nothing but start-up.
 const FEWEST_ROWS: u32 = 10_000;
@@ -34,6 +37,13 @@ impl Size {
             None
         };
         Self { rows: wanted.unwrap_or(full), reason_to_discard }
+    }
+
+    /// Where a picture called `name` goes: into the documentation, that of a trial beside what was built.
+    pub(crate) fn picture(self, name: &str) -> PathBuf {
+        let folder = if self.reason_to_discard.is_some() { TRIAL_PICTURES } else { PICTURES };
+        fs::create_dir_all(folder).expect("the project's folder can be written to");
+        Path::new(folder).join(name)
     }
 
     /// Prints the report, and keeps it as `name` unless it is of a trial.

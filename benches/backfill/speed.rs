@@ -56,7 +56,7 @@ pub(crate) async fn run(settings: &[(&str, &str)], name: &str) {
             users::copy(&client).await;
             let job = format!("speed-{round}-{number}");
             let run = entrant.contestant.run(&client, database.url(), &job, size.rows).await;
-            autovacuums += users::verify(&client, size.rows).await;
+            autovacuums += users::verify(&client, size.rows, size.rows).await;
             users::drop_copy(&client).await;
             eprintln!("round {round} of {ROUNDS}: {} {:.2} s", entrant.contestant.label(), run.seconds);
             entrant.runs.push(run);

@@ -37,6 +37,7 @@ mod slow_replica;
 mod stage;
 mod steps;
 mod stopped_replica;
+#[allow(dead_code, reason = "shared with the other benchmarks")]
 mod tool;
 mod trial;
 mod watch;

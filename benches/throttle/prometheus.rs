@@ -100,7 +100,7 @@ fn program() -> PathBuf {
     std::env::split_paths(&folders)
         .map(|folder| folder.join("prometheus"))
         .find(|path| path.exists())
-        .expect("Prometheus is installed; scripts/install-servers does it")
+        .expect("Prometheus is installed; scripts/install-tools does it")
 }
 
 /// When what happened.

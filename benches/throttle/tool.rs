@@ -1,4 +1,4 @@
-//! Programs that run beside: pgbench, Prometheus. And folders for what they write.
+//! Programs that run beside: pgbench, Prometheus, `PgBouncer`, Django. And folders for what they write.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -65,6 +65,11 @@ impl Tool {
             .unwrap_or_else(|error| panic!("{} cannot be run: {error}", program.display()));
         let guard = Guard::start(r#"kill -KILL "$1""#, &[child.id().to_string()]);
         Self { name, child, output, guard }
+    }
+
+    /// The process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Waits for the program to end by itself, which it must do well.

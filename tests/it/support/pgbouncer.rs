@@ -46,7 +46,7 @@ impl PgBouncer {
 
         let mut command = server::as_server_account(&program());
         command.arg("--quiet").arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().expect("PgBouncer is installed; scripts/install-servers does it");
+        let child = command.spawn().expect("PgBouncer is installed; scripts/install-tools does it");
         let guard = Guard::start(r#"kill -KILL "$1""#, &[child.id().to_string()]);
         server::block_on(async || {
             until("PgBouncer to listen", START_TIMEOUT, async || {
@@ -79,5 +79,5 @@ fn program() -> PathBuf {
         .chain([PathBuf::from("/usr/sbin")])
         .map(|folder| folder.join("pgbouncer"))
         .find(|path| path.exists())
-        .expect("PgBouncer is installed; scripts/install-servers does it")
+        .expect("PgBouncer is installed; scripts/install-tools does it")
 }
