@@ -364,6 +364,14 @@ async fn ask(
     own_fault(answer.map(drop))
 }
 
+/// Whether a statement tells of a type that it is that of several values in parentheses.
+async fn is_record(client: &Client, sql: &str) -> Result<bool, Error> {
+    client.batch_execute(BEGIN).await?;
+    let answer = client.query_typed_one(sql, &[]).await;
+    client.batch_execute("ROLLBACK").await?;
+    Ok(own_fault(answer)?.is_ok_and(|row| row.get::<_, u32>(0) == Type::RECORD.oid()))
+}
+
 /// Parses a statement in the same way. Its columns, if any, have types that the driver knows: it would ask for
 /// others with statements of its own, which behind a pooler stay in a session that is not ours.
 async fn parse(client: &Client, sql: &str) -> Result<Result<(), String>, Error> {
@@ -403,10 +411,13 @@ async fn expressions(
         let bare = format!("UPDATE ONLY {name} SET {quoted} = {expression}");
         let alone = match enclosed(expression).as_str() {
             "DEFAULT" => None,
-            enclosed => Some(format!("SELECT num_nonnulls({enclosed}) FROM ONLY {name}")),
+            enclosed => Some(Alone {
+                value: format!("SELECT num_nonnulls({enclosed}) FROM ONLY {name}"),
+                kind: format!("SELECT pg_typeof((SELECT {enclosed} FROM ONLY {name} LIMIT 0))::oid"),
+            }),
         };
         let whole = format!("EXPLAIN UPDATE ONLY {name} SET {quoted} = {}", enclosed(expression));
-        if let Err(told) = try_expression(client, expression, &bare, alone.as_deref(), &whole).await? {
+        if let Err(told) = try_expression(client, expression, &bare, alone.as_ref(), &whole).await? {
             problems.push(format!("update.set.{column}: {told}"));
         }
     }
@@ -423,27 +434,40 @@ async fn expressions(
     Ok(())
 }
 
+/// Statements with an expression and nothing of the user's behind it.
+struct Alone {
+    /// Takes it as a value of any type.
+    value: String,
+    /// Gives the value's type, of no row at all.
+    kind: String,
+}
+
 /// Tries an expression at the end of a statement, where a syntax error is told as its own; alone,
 /// where it must be a single value; and in the statement as a batch has it.
 async fn try_expression(
     client: &Client,
     expression: &str,
     bare: &str,
-    alone: Option<&str>,
+    alone: Option<&Alone>,
     whole: &str,
 ) -> Result<Result<(), String>, Error> {
     let told = |told: String| {
         if expression.contains(';') && told.contains(SYNTAX_ERROR) {
             "must be one expression, without a semicolon".to_owned()
-        } else if told.contains("expression is of type record") {
-            "has more than one value: give every column a line of its own in update.set".to_owned()
         } else {
             told
         }
     };
     let bare = parse(client, bare).await?;
     let alone = match alone {
-        Some(alone) => parse(client, alone).await?,
+        Some(alone) => match parse(client, &alone.value).await? {
+            Ok(()) if is_record(client, &alone.kind).await? => {
+                return Ok(Err(
+                    "has more than one value: give every column a line of its own in update.set".to_owned()
+                ));
+            }
+            parsed => parsed,
+        },
         None => Ok(()),
     };
     match (bare, alone) {

@@ -52,7 +52,10 @@ async fn the_metrics_agree_with_the_database() {
     let metrics = until("the metrics to tell of the end", PATIENCE, async || {
         let (status, body) = get(&address, "/metrics");
         assert_eq!(status, "HTTP/1.1 200 OK");
-        (value(&body, "backfilld_job_state{job=\"a\",state=\"complete\"}") == Some(1.0)).then_some(body)
+        // The end may be told a moment before the worker that walked to it is gone.
+        let ended = value(&body, "backfilld_job_state{job=\"a\",state=\"complete\"}") == Some(1.0)
+            && value(&body, "backfilld_leases_held") == Some(0.0);
+        ended.then_some(body)
     })
     .await;
     for (series, expected) in [
