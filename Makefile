@@ -1,6 +1,6 @@
 # What a person or CI types. Each target installs what it misses.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench bench-growth bench-throttle clean
+.PHONY: help build demo test chaos lint bench bench-growth bench-throttle clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +15,10 @@ demo: build ## watch half a million rows being backfilled on a live PostgreSQL, 
 test: ## every test, on real PostgreSQL servers
 	@scripts/install-deps
 	cargo test --locked
+
+chaos: ## 20 minutes of every fault at random; CHAOS_SECONDS and CHAOS_SEED change time and faults
+	@scripts/install-deps
+	CHAOS_SECONDS=$${CHAOS_SECONDS:-1200} cargo test --locked --test chaos whatever -- --nocapture
 
 lint: ## formatting, clippy, licences and sources of dependencies, shell scripts
 	@scripts/install-deps
