@@ -1,6 +1,6 @@
 # What a person or CI types. Each target installs what it misses.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-versions lint bench bench-growth bench-scale bench-throttle clean
+.PHONY: help build demo test chaos test-versions lint bench bench-growth bench-scale bench-throttle clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,10 @@ test: ## every test, on real PostgreSQL servers
 	@scripts/install-deps
 	@scripts/install-tools pgbouncer
 	cargo test --locked
+
+chaos: ## 20 minutes of every fault at random; CHAOS_SECONDS and CHAOS_SEED change time and faults
+	@scripts/install-deps
+	CHAOS_SECONDS=$${CHAOS_SECONDS:-1200} cargo test --locked --test chaos whatever -- --nocapture
 
 test-versions: ## what depends on the server's version, on PostgreSQL 14, 16, 17 and 18
 	@scripts/install-deps

@@ -6,12 +6,15 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio_postgres::Client;
 
 use super::backoff;
 use crate::database::Target;
 use crate::state::{State, daemon};
 
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// For all that it takes to listen, each server of the address included.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Listens until the receiver is dropped. A message means: look what has changed.
 pub(super) fn spawn(target: Target, state: State, name: String) -> mpsc::Receiver<()> {
@@ -19,9 +22,8 @@ pub(super) fn spawn(target: Target, state: State, name: String) -> mpsc::Receive
     tokio::spawn(async move {
         let mut failures = 0;
         while !wake.is_closed() {
-            if let Ok((client, mut heard)) = target.listen(state.schema()).await
-                && register(&client, &state, &name).await
-            {
+            let listening = tokio::time::timeout(ANSWER_TIMEOUT, listen(&target, &state, &name)).await;
+            if let Ok(Some((_client, mut heard))) = listening {
                 failures = 0;
                 // What was said while nobody listened.
                 let _ = wake.try_send(());
@@ -36,7 +38,10 @@ pub(super) fn spawn(target: Target, state: State, name: String) -> mpsc::Receive
     woken
 }
 
-async fn register(client: &tokio_postgres::Client, state: &State, name: &str) -> bool {
-    let Ok(row) = client.query_typed_one("SELECT pg_backend_pid()", &[]).await else { return false };
-    daemon::watch_session(client, state, name, Some(row.get(0))).await.is_ok()
+/// Listens, and registers the session as the one that stands for the daemon.
+async fn listen(target: &Target, state: &State, name: &str) -> Option<(Client, mpsc::Receiver<()>)> {
+    let (client, heard) = target.listen(state.schema()).await.ok()?;
+    let row = client.query_typed_one("SELECT pg_backend_pid()", &[]).await.ok()?;
+    daemon::watch_session(&client, state, name, Some(row.get(0))).await.ok()?;
+    Some((client, heard))
 }

@@ -10,6 +10,9 @@ use crate::state::{Actor, State, StateError, job, split};
 use crate::walk::keyset::Start;
 use crate::walk::{cut, estimate};
 
+/// How long a start may take, in seconds: as long as a turn of the supervisor.
+const LONGEST_START_SECONDS: u32 = 120;
+
 /// Why no job could be started just now.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StartError {
@@ -42,9 +45,11 @@ pub(super) async fn next(
     let mut holder = database.get().await?;
     // Held to the end: another daemon that looks meanwhile passes on to the next job.
     let transaction = holder.transaction().await?;
-    // Open for as long as the preflight and the estimate take, and a turn lasts at most; but not for as long as
-    // a daemon is stopped that was in the middle of it.
-    transaction.batch_execute("SET LOCAL idle_in_transaction_session_timeout = '150s'").await?;
+    // Open for as long as the preflight and the estimate take; not for as long as a daemon sleeps that was
+    // stopped meanwhile, for nobody else can start the job before this ends.
+    transaction
+        .batch_execute(&format!("SET LOCAL idle_in_transaction_session_timeout = '{LONGEST_START_SECONDS}s'"))
+        .await?;
     let Some(record) = job::lock_next_pending(&transaction, state, except).await? else {
         return Ok(Next::Nothing);
     };

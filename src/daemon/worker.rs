@@ -1,5 +1,7 @@
 //! Walking one slice, batch by batch, until it ends, somebody stops it, or it cannot go on.
 
+mod telling;
+
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -10,14 +12,12 @@ use super::pace::Pace;
 use super::{backoff, metrics};
 use crate::database::{Database, Failure, Object, Target, describe};
 use crate::job::spec::Spec;
-use crate::state::slice::{self, Claim, Totals};
+use crate::state::slice::{Claim, Totals};
 use crate::state::{Actor, State, job};
 use crate::throttle::JobThrottle;
 use crate::walk::Plan;
 use crate::walk::batch::{self, BatchError, Committed, Outcome, Request, SetAside, Step};
-use crate::walk::estimate;
 use crate::walk::isolation::Isolation;
-use crate::walk::keyset::Start;
 use crate::walk::sizer::Sizer;
 
 /// The longest wait for a database that does not answer.
@@ -303,7 +303,8 @@ impl Worker {
             return Some(Ended::Finished);
         }
         if self.last_report.elapsed() >= REPORT_EVERY {
-            self.report(client, batch).await;
+            drop(client);
+            self.report(batch).await;
         }
         None
     }
@@ -396,83 +397,6 @@ impl Worker {
         }
         self.back_off(self.failures, LONGEST_WAIT_TO_RETRY).await;
         None
-    }
-
-    /// Ends the job as failed. When even that cannot be written down, the slice is handed back or its
-    /// lease runs out, and whoever takes it up meets the same error.
-    async fn fail(&self, reason: &str) -> Ended {
-        tracing::error!(job = %self.claim.job, reason, "job failed");
-        match self.database.get().await {
-            Ok(client) => {
-                if let Err(error) =
-                    job::fail(&**client, &self.state, &self.claim.job, reason, &self.actor).await
-                {
-                    tracing::warn!(job = %self.claim.job, %error, "cannot write down that the job failed");
-                }
-            }
-            Err(error) => {
-                tracing::warn!(job = %self.claim.job, %error, "cannot write down that the job failed");
-            }
-        }
-        Ended::Failed
-    }
-
-    async fn hand_back(&self) {
-        let released = match self.database.get().await {
-            Ok(client) => {
-                slice::release(&**client, &self.state, &self.claim).await.map_err(|error| error.to_string())
-            }
-            Err(error) => Err(error.to_string()),
-        };
-        if let Err(error) = released {
-            tracing::warn!(job = %self.claim.job, slice = self.claim.number, error,
-                           "cannot hand the slice back; its lease runs out in {:?}", self.lease);
-        }
-    }
-
-    /// Says how the walk goes, and looks again how much is left of it.
-    async fn report(&mut self, mut client: Object, batch: &Committed) {
-        self.last_report = Instant::now();
-        let totals = self.known.unwrap_or_default();
-        match self.estimate(&mut client, batch, totals.rows_scanned).await {
-            Ok(estimated_rows) => {
-                tracing::info!(job = %self.claim.job, slice = self.claim.number,
-                               rows_scanned = totals.rows_scanned, rows_changed = totals.rows_changed,
-                               estimated_rows, rows_per_second = self.pace.rows_per_second().round(),
-                               batch_rows = batch.rows_scanned, "walking");
-            }
-            Err(error) => {
-                drop(Object::take(client));
-                tracing::debug!(job = %self.claim.job, error = %error, "no new estimate");
-            }
-        }
-    }
-
-    async fn estimate(
-        &self,
-        client: &mut Object,
-        batch: &Committed,
-        rows_scanned: i64,
-    ) -> Result<i64, String> {
-        let transaction = client.transaction().await.map_err(|error| describe(&error))?;
-        let settings = self.plan.settings_sql() + "SET LOCAL statement_timeout = '30s'";
-        transaction.batch_execute(&settings).await.map_err(|error| describe(&error))?;
-        let rest = estimate::rows(
-            &*transaction,
-            &self.plan.keyset,
-            Start::After,
-            &batch.cursor_key,
-            &batch.last_key,
-            Some(self.table_rows).filter(|rows| *rows > 0),
-        )
-        .await
-        .map_err(|error| describe(&error))?;
-        let estimated_rows = rows_scanned + rest.range_rows;
-        slice::estimate(&*transaction, &self.state, &self.claim, &batch.last_key, estimated_rows)
-            .await
-            .map_err(|error| error.to_string())?;
-        transaction.commit().await.map_err(|error| describe(&error))?;
-        Ok(estimated_rows)
     }
 
     /// Waits before the next try, unless told to rest.

@@ -129,6 +129,11 @@ impl Daemon {
         status
     }
 
+    /// Whether the process has ended, or is about to.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.output.lock().ended
+    }
+
     /// Everything written to standard output and standard error so far.
     pub(crate) fn log(&self) -> String {
         self.output.lock().text()
