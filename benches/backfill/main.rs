@@ -11,7 +11,7 @@
 //! | `statements` | what the daemon's statements touched, from `pg_stat_statements` |
 //! | `speed`, `contestant`, `users` | the race, who runs it, and the table that it is run on |
 //! | `workers`, `rival` | several workers, a pooler, and what people use today, on the same table |
-//! | `django`, `pooler`, `tool` | real Django, a real `PgBouncer`, and how programs are run |
+//! | `django`, `tool` | real Django, and how programs are run |
 //! | `watch` | the machine's processors and the server's sessions during a run |
 //! | `bars` | the plot of `workers` |
 //! | `growth` | the first batches of a long walk beside its last |
@@ -40,7 +40,6 @@ mod gauge;
 mod growth;
 mod machine;
 mod outlook;
-mod pooler;
 mod process;
 mod rival;
 mod scale;

@@ -8,11 +8,14 @@ use tokio_postgres::Client;
 use crate::backfill::Usage;
 use crate::contestant::{Contestant, ROWS_PER_BATCH, Run, Team, backend, by_daemons, fixed_batch};
 use crate::django::{self, Loop};
-use crate::pooler::Pooler;
-use crate::process::ServerProcesses;
+use crate::process::{self, ServerProcesses};
 use crate::support::database::{Database, connect};
+use crate::support::pgbouncer::PgBouncer;
 use crate::support::server::Server;
 use crate::watch::{Sessions, Watch};
+
+/// PgBouncer's default_pool_size.
+const SERVER_SESSIONS: u32 = 20;
 
 /// The batch of most frameworks' own helpers.
 const SMALL_BATCH: u32 = 1000;
@@ -225,12 +228,12 @@ impl Daemons {
         let of = |run: &Run| run.daemon.map_or(0.0, |usage: Usage| usage.cpu_seconds);
         if self.pooled {
             // One of its own for each run: its sessions are then as new as everybody's.
-            let pooler = Pooler::start(&track.server).await;
+            let pooler = PgBouncer::start(&track.server, SERVER_SESSIONS);
             let url = pooler.url(track.database.name());
             let environment = [("BACKFILLD__DATABASE__POOLER", "transaction")];
             let team = Team { daemons: self.count, url: &url, environment: &environment, options: &options };
             let run = by_daemons(&track.client, direct, server, name, rows, team).await;
-            let cpu_seconds = of(&run) + pooler.cpu_seconds();
+            let cpu_seconds = of(&run) + process::cpu_seconds(pooler.pid());
             return (run, cpu_seconds);
         }
         let team = Team { daemons: self.count, url: direct, environment: &[], options: &options };

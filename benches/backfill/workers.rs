@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 use crate::bars::{self, Bar};
 use crate::contestant::{PROCEDURE, ROWS_PER_BATCH, SINGLE_UPDATE};
 use crate::figures::{Spread, Wanted, grouped, table, verdict};
-use crate::pooler::Pooler;
 use crate::rival::{self, Lap, ONE_UPDATE, ONE_WORKER, POOLED, Rival, TWO_DAEMONS, TWO_WORKERS, Track, Way};
 use crate::size::Size;
 use crate::speed::ROOMY;
 use crate::support::daemon::backfilld;
 use crate::support::database::Database;
+use crate::support::pgbouncer;
 use crate::support::server::Server;
 use crate::watch::Sessions;
 use crate::{django, machine, users};
@@ -180,7 +180,7 @@ fn report(rows: u32, row_bytes: f64, machine: &str, summaries: &[Summary]) -> St
          {machine}\n{table}\n",
         all = grouped(f64::from(rows)),
         django = django::versions(),
-        pooler = Pooler::version(),
+        pooler = pgbouncer::version(),
         table = table(
             &[
                 "contestant",

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::guard::Guard;
@@ -57,6 +57,11 @@ impl PgBouncer {
         Self { port, child, guard, _folder: folder }
     }
 
+    /// The process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The URL of a database by way of the pooler.
     pub(crate) fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
@@ -70,6 +75,12 @@ impl Drop for PgBouncer {
         let _ = self.child.wait();
         self.guard.dismiss();
     }
+}
+
+/// The version, as the program tells it.
+pub(crate) fn version() -> String {
+    let output = Command::new(program()).arg("--version").output().expect("PgBouncer can be run");
+    String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned()
 }
 
 /// Debian has it where only root looks.
