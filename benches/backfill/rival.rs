@@ -14,7 +14,7 @@ use crate::support::pgbouncer::PgBouncer;
 use crate::support::server::Server;
 use crate::watch::{Sessions, Watch};
 
-/// PgBouncer's default_pool_size.
+/// `default_pool_size`, as it is by default.
 const SERVER_SESSIONS: u32 = 20;
 
 /// The batch of most frameworks' own helpers.

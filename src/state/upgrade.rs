@@ -17,6 +17,7 @@ const UPGRADES: &[Upgrade] = &[
     Upgrade { version: 1, name: "initial", sql: include_str!("upgrades/0001_initial.sql") },
     Upgrade { version: 2, name: "heartbeat", sql: include_str!("upgrades/0002_heartbeat.sql") },
     Upgrade { version: 3, name: "throttle", sql: include_str!("upgrades/0003_throttle.sql") },
+    Upgrade { version: 4, name: "status", sql: include_str!("upgrades/0004_status.sql") },
 ];
 
 /// The version that this program reads and writes.
