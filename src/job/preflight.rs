@@ -413,7 +413,7 @@ async fn expressions(
             "DEFAULT" => None,
             enclosed => Some(Alone {
                 value: format!("SELECT num_nonnulls({enclosed}) FROM ONLY {name}"),
-                kind: format!("SELECT pg_typeof((SELECT {enclosed} FROM ONLY {name} LIMIT 0))::oid"),
+                kind: format!("SELECT pg_typeof((SELECT {enclosed} FROM ONLY {name} WHERE false))::oid"),
             }),
         };
         let whole = format!("EXPLAIN UPDATE ONLY {name} SET {quoted} = {}", enclosed(expression));
