@@ -110,6 +110,7 @@ impl Kept {
         mut stopped: watch::Receiver<()>,
         tell: watch::Sender<bool>,
     ) {
+        let mut failures = 0_u32;
         loop {
             self.lease = *leases.borrow_and_update();
             self.mode.mark_unchanged();
@@ -119,10 +120,18 @@ impl Kept {
             let pause = if renewed.is_ok() { every } else { every / 4 };
             match renewed {
                 Ok(is_ours) => {
+                    failures = 0;
                     tell.send_replace(!is_ours);
                 }
-                // The supervisor's turns meet the same trouble, and tell it.
-                Err(error) => tracing::debug!(error, "leases not renewed"),
+                Err(error) => {
+                    failures += 1;
+                    // One alone is most often the database's, which the supervisor's turns meet and tell.
+                    if failures == 2 {
+                        tracing::warn!(error, "leases cannot be renewed; other daemons may take the slices");
+                    } else {
+                        tracing::debug!(error, failures, "leases not renewed");
+                    }
+                }
             }
             tokio::select! {
                 _ = stopped.changed() => return,
@@ -136,7 +145,9 @@ impl Kept {
 
     /// False when another daemon of this name has started since.
     async fn renew(&self, within: Duration) -> Result<bool, String> {
-        let client = self.database.get().await.map_err(|error| error.to_string())?;
+        let silent = |_| format!("no connection within {within:?}");
+        let client = tokio::time::timeout(within, self.database.get()).await.map_err(silent)?;
+        let client = client.map_err(|error| error.to_string())?;
         let renewed = tokio::time::timeout(within, self.renew_on(&client)).await;
         renewed.unwrap_or_else(|_| {
             // The answer may come yet, and is nobody's.

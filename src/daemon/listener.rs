@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio_postgres::Client;
 
@@ -17,12 +18,13 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Listens until the receiver is dropped. A message means: look what has changed.
-pub(super) fn spawn(target: Target, state: State, name: String) -> mpsc::Receiver<()> {
+pub(super) fn spawn(target: Target, state: State, name: String, started_at: Timestamp) -> mpsc::Receiver<()> {
     let (wake, woken) = mpsc::channel(1);
     tokio::spawn(async move {
         let mut failures = 0;
         while !wake.is_closed() {
-            let listening = tokio::time::timeout(ANSWER_TIMEOUT, listen(&target, &state, &name)).await;
+            let listening =
+                tokio::time::timeout(ANSWER_TIMEOUT, listen(&target, &state, &name, started_at)).await;
             if let Ok(Some((_client, mut heard))) = listening {
                 failures = 0;
                 // What was said while nobody listened.
@@ -39,9 +41,14 @@ pub(super) fn spawn(target: Target, state: State, name: String) -> mpsc::Receive
 }
 
 /// Listens, and registers the session as the one that stands for the daemon.
-async fn listen(target: &Target, state: &State, name: &str) -> Option<(Client, mpsc::Receiver<()>)> {
+async fn listen(
+    target: &Target,
+    state: &State,
+    name: &str,
+    started_at: Timestamp,
+) -> Option<(Client, mpsc::Receiver<()>)> {
     let (client, heard) = target.listen(state.schema()).await.ok()?;
     let row = client.query_typed_one("SELECT pg_backend_pid()", &[]).await.ok()?;
-    daemon::watch_session(&client, state, name, Some(row.get(0))).await.ok()?;
-    Some((client, heard))
+    let registered = daemon::watch_session(&client, state, name, started_at, row.get(0)).await.ok()?;
+    registered.then_some((client, heard))
 }

@@ -93,7 +93,7 @@ pub async fn run(
     drop(client);
 
     let woken = match database.target().pooler() {
-        Pooler::None => listener::spawn(database.target().clone(), state.clone(), name.clone()),
+        Pooler::None => listener::spawn(database.target().clone(), state.clone(), name.clone(), started_at),
         // Nobody can listen through it: the database is asked all the time anyway.
         Pooler::Transaction => mpsc::channel(1).1,
     };

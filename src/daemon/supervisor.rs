@@ -235,10 +235,13 @@ impl Supervisor {
                     self.goodbye("no job is left to run").await;
                     return ending;
                 }
+                Err(error @ TurnError::Superseded(_)) => {
+                    self.stop().await;
+                    return Ending::Broken(error.to_string());
+                }
                 Err(error) => {
                     self.database_fails(&error);
-                    let is_over = matches!(error, TurnError::Superseded(_));
-                    if is_over || (error.is_permanent() && self.failures >= PERMANENT_AFTER) {
+                    if error.is_permanent() && self.failures >= PERMANENT_AFTER {
                         self.stop().await;
                         return Ending::Broken(error.to_string());
                     }

@@ -351,11 +351,13 @@ impl Worker {
             _ => Failure::of(&error.error),
         };
         metrics::failed(&self.claim.job);
-        if failure == Failure::Connection || !batch::roll_back(&client).await {
-            // Dropped, not handed back to the pool: nobody knows what state it is in.
-            drop(Object::take(client));
-        } else {
+        let is_clean = failure != Failure::Connection
+            && tokio::time::timeout(telling::WORDS_TIMEOUT, batch::roll_back(&client)).await.unwrap_or(false);
+        if is_clean {
             drop(client);
+        } else {
+            // Not handed back to the pool: nobody knows what state it is in.
+            drop(Object::take(client));
         }
         let (job, step) = (self.claim.job.clone(), error.step);
         let reason = describe(&error.error);

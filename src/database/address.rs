@@ -7,11 +7,12 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr as _;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use secrecy::SecretString;
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, LoadBalanceHosts, TargetSessionAttrs};
+use tokio_postgres::config::{Host, LoadBalanceHosts, SslNegotiation, TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::failure::describe;
@@ -61,6 +62,9 @@ pub enum TargetError {
     /// The system's authorities sign for everybody: a certificate of theirs says nothing without its name.
     #[error("sslrootcert=system needs sslmode=verify-full, and it is {0}")]
     WeakMode(&'static str),
+    /// TLS from the first byte on, where none is asked for.
+    #[error("sslnegotiation=direct needs sslmode=require or more")]
+    DirectNegotiation,
     /// A root certificate that nothing would be checked against.
     #[error(
         "database.ssl_root_cert is set and sslmode is not, so nothing would be checked: set database.sslmode = \"verify-full\""
@@ -119,6 +123,8 @@ pub(super) struct Address {
     pub(super) ssl_mode: SslMode,
     pub(super) roots: Roots,
     pub(super) pooler: Pooler,
+    /// Which of the places was connected to last.
+    pub(super) last_place: AtomicUsize,
     /// Made when it is first needed, since it reads files.
     tls: OnceLock<MakeRustlsConnect>,
 }
@@ -133,6 +139,9 @@ impl Address {
         fill_from_libpq_variables(&mut config, url.is_none())?;
         let places = places(&config)?;
         let (ssl_mode, roots) = ssl(&taken, access)?;
+        if config.get_ssl_negotiation() == SslNegotiation::Direct && ssl_mode < SslMode::Require {
+            return Err(TargetError::DirectNegotiation);
+        }
         // Servers that are only looked at are looked at themselves.
         let pooler = if role == Role::Primary { access.pooler } else { Pooler::None };
         let mut options = without_places(&config, pooler);
@@ -148,7 +157,16 @@ impl Address {
         let passfile = last(&taken, "passfile").map(PathBuf::from);
         let passwords =
             Passwords::new(of_url.map(SecretString::from), access.password_file.clone(), passfile);
-        Ok(Self { places, options, passwords, ssl_mode, roots, pooler, tls: OnceLock::new() })
+        Ok(Self {
+            places,
+            options,
+            passwords,
+            ssl_mode,
+            roots,
+            pooler,
+            last_place: AtomicUsize::new(0),
+            tls: OnceLock::new(),
+        })
     }
 
     /// What opens TLS over a connection to here.
@@ -204,14 +222,20 @@ impl fmt::Display for Place {
 fn parse(url: &str) -> Result<(Config, Taken), TargetError> {
     // Said before anything is parsed, so that no piece of a password is taken for a host, a
     // database or an option, and repeated in a message.
-    if let Some((_, rest)) = url.split_once("://") {
+    let is_url = url.starts_with("postgres://") || url.starts_with("postgresql://");
+    let rest = url.split_once("://").map_or("", |(_, rest)| rest);
+    if is_url {
         let before_at = rest.rsplit_once('@').map(|(before, _)| before);
         if before_at.is_some_and(|before| before.contains(['@', '/', '?', '#'])) {
             return Err(TargetError::NotEncoded);
         }
     }
     let (rest, taken) = parameters::take(url, OWN_PARAMETERS);
-    let config = Config::from_str(&rest).map_err(|error| TargetError::Url(describe(&error)))?;
+    let config = Config::from_str(&rest).map_err(|error| {
+        // The driver names an option that it does not know: here it may be the end of a password with a blank in it.
+        let told = if url.contains("://") { describe(&error) } else { "it cannot be read".to_owned() };
+        TargetError::Url(told)
+    })?;
     Ok((config, taken))
 }
 

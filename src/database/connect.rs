@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
@@ -76,13 +77,15 @@ struct Attempt {
 pub(super) async fn open(address: &Address) -> Result<Opened, ConnectError> {
     let no_access = |error: TargetError| ConnectError::Access { target: address.to_string(), error };
     let connector = address.connector().map_err(|error| no_access(error.into()))?;
-    let mut places: Vec<&Place> = address.places.iter().collect();
+    let mut places: Vec<(usize, &Place)> = address.places.iter().enumerate().collect();
+    // Who was it the last time is likely to be it now, and the others may take seconds to say nothing.
+    places.rotate_left(address.last_place.load(Ordering::Relaxed));
     let shuffled = address.options.get_load_balance_hosts() == LoadBalanceHosts::Random;
     if shuffled {
         fastrand::shuffle(&mut places);
     }
     let mut attempts = Vec::new();
-    for place in places {
+    for (number, place) in places {
         let password = address.password(place).map_err(|error| no_access(error.into()))?;
         let mut addresses = match resolve(place, within(address, 1)).await {
             Ok(addresses) => addresses,
@@ -98,7 +101,10 @@ pub(super) async fn open(address: &Address) -> Result<Opened, ConnectError> {
         for ip in addresses {
             let config = config(address, place, ip, password.as_ref(), within);
             match tokio::time::timeout(within, log_in(address, config, &connector)).await {
-                Ok(Ok(opened)) => return Ok(opened),
+                Ok(Ok(opened)) => {
+                    address.last_place.store(number, Ordering::Relaxed);
+                    return Ok(opened);
+                }
                 Ok(Err(error)) => attempts.push(Attempt::failed(address, place, &error)),
                 Err(_) => attempts.push(Attempt::told(place, format!("no answer within {within:?}"))),
             }
@@ -154,7 +160,9 @@ fn config(
     }
     config.ssl_mode(match (address.ssl_mode, &place.host) {
         // As libpq: who can listen on the socket is the file system's to say.
-        (SslMode::Disable, _) | (_, Host::Unix(_)) => DriverMode::Disable,
+        (SslMode::Disable, _) => DriverMode::Disable,
+        // With an address beside it the path is but a name.
+        (_, Host::Unix(_)) if place.address.is_none() => DriverMode::Disable,
         (SslMode::Prefer, _) => DriverMode::Prefer,
         (SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull, _) => DriverMode::Require,
     });

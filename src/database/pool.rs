@@ -19,7 +19,14 @@ impl managed::Manager for Connector {
     type Error = ConnectError;
 
     async fn create(&self) -> Result<ClientWrapper, ConnectError> {
-        let (client, connection) = self.0.open().await?;
+        // Made anew where the settings have changed meanwhile: when it was begun is not known later on.
+        let (client, connection) = loop {
+            let changed_at = self.0.changed_at();
+            let opened = self.0.open().await?;
+            if self.0.changed_at() == changed_at {
+                break opened;
+            }
+        };
         // Whoever holds the client sees the error there.
         let driven = tokio::spawn(async move {
             let _ = connection.await;

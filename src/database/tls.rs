@@ -72,6 +72,11 @@ pub enum RootsError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Everybody can have a certificate that one of the system's authorities has signed.
+    #[error(
+        "sslmode=verify-ca needs a file with the authority's certificate: name it in database.ssl_root_cert, or set sslmode = \"verify-full\""
+    )]
+    Nobody,
     /// The system has none.
     #[error(
         "sslmode={0} needs certificates of authorities, and this system has none: name a file in database.ssl_root_cert, or install ca-certificates"
@@ -126,6 +131,7 @@ pub(super) fn connector(mode: SslMode, roots: &Roots) -> Result<MakeRustlsConnec
         SslMode::Require => roots.file().map(|(key, path)| read(key, &path)).transpose()?,
         SslMode::VerifyCa | SslMode::VerifyFull => Some(match roots.file() {
             Some((key, path)) => read(key, &path)?,
+            None if mode == SslMode::VerifyCa => return Err(RootsError::Nobody),
             None => of_the_system(mode)?,
         }),
     };

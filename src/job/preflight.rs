@@ -372,18 +372,27 @@ async fn is_record(client: &Client, sql: &str) -> Result<bool, Error> {
     Ok(own_fault(answer)?.is_ok_and(|row| row.get::<_, u32>(0) == Type::RECORD.oid()))
 }
 
-/// Parses a statement in the same way. Its columns, if any, have types that the driver knows: it would ask for
-/// others with statements of its own, which behind a pooler stay in a session that is not ours.
+/// Parses a statement in the same way. By a PREPARE of SQL and not by the driver's, which asks for types that it
+/// does not know with statements of its own: behind a pooler those stay in a session that is not ours.
 async fn parse(client: &Client, sql: &str) -> Result<Result<(), String>, Error> {
+    const NO_PARAMETERS: &str = "a parameter such as $1 has no meaning here: write the value itself";
     client.batch_execute(BEGIN).await?;
-    // Closed when it is dropped, so before the transaction ends.
-    let parameters = client.prepare(sql).await.map(|statement| statement.params().len());
+    let parsed = client.query_typed(&format!("PREPARE backfilld_parse AS {sql}"), &[]).await;
+    let parameters: i32 = match &parsed {
+        Ok(_) => {
+            let sql = "SELECT cardinality(parameter_types) FROM pg_prepared_statements WHERE name = 'backfilld_parse'";
+            let row = client.query_typed_one(sql, &[]).await?;
+            client.batch_execute("DEALLOCATE backfilld_parse").await?;
+            row.get(0)
+        }
+        Err(_) => 0,
+    };
     client.batch_execute("ROLLBACK").await?;
-    Ok(match own_fault(parameters)? {
-        Ok(0) => Ok(()),
-        Ok(_) => Err("a parameter such as $1 has no meaning here: write the value itself".to_owned()),
+    Ok(match own_fault(parsed)? {
+        Ok(_) if parameters == 0 => Ok(()),
+        Ok(_) => Err(NO_PARAMETERS.to_owned()),
         Err(error) if error.code() == Some(&SqlState::INDETERMINATE_DATATYPE) => {
-            Err("a parameter such as $1 has no meaning here: write the value itself".to_owned())
+            Err(NO_PARAMETERS.to_owned())
         }
         Err(error) => Err(describe(&error)),
     })

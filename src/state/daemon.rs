@@ -42,7 +42,9 @@ pub async fn register(client: &mut Client, state: &State, name: &str) -> Result<
             &state.sql(
                 "INSERT INTO {s}.daemon AS d (name, version) VALUES ($1, $2)
                  ON CONFLICT (name) DO UPDATE SET version = excluded.version, state = 'running',
-                     started_at = clock_timestamp(), seen_at = clock_timestamp(),
+                     -- Later than the one before, also where a failover has set the clock back.
+                     started_at = greatest(clock_timestamp(), d.started_at + interval '1 microsecond'),
+                     seen_at = clock_timestamp(),
                      session_pid = NULL, session_started = NULL
                  RETURNING started_at",
             ),
@@ -60,24 +62,26 @@ pub async fn register(client: &mut Client, state: &State, name: &str) -> Result<
     Ok(row.get(0))
 }
 
-/// Tells the others which server process stands for this daemon.
+/// Tells the others which server process stands for the daemon that started at `started_at`. False when its
+/// registration is not there: a later one of its name has taken the place, or a failover has lost it.
 pub async fn watch_session(
     client: &impl GenericClient,
     state: &State,
     name: &str,
-    session_pid: Option<i32>,
-) -> Result<(), StateError> {
-    client
+    started_at: Timestamp,
+    session_pid: i32,
+) -> Result<bool, StateError> {
+    let rows = client
         .execute_typed(
             &state.sql(
                 "UPDATE {s}.daemon SET session_pid = $2,
                         session_started = (SELECT backend_start FROM pg_stat_activity WHERE pid = $2)
-                 WHERE name = $1",
+                 WHERE name = $1 AND started_at = $3",
             ),
-            &[(&name, Type::TEXT), (&session_pid, Type::INT4)],
+            &[(&name, Type::TEXT), (&session_pid, Type::INT4), (&started_at, Type::TIMESTAMPTZ)],
         )
         .await?;
-    Ok(())
+    Ok(rows == 1)
 }
 
 /// Says that the daemon that started at `started_at` lives, and what it is doing. False when another one of its

@@ -97,7 +97,10 @@ fn statements(database: &str) -> Vec<Statement> {
 fn assert_each_batch_is_bounded(walk: &Walk) {
     let changes = walk.statements.iter().filter(|statement| statement.sql.starts_with("UPDATE")).count();
     assert_eq!(i64::try_from(changes).unwrap(), walk.batches, "one UPDATE a batch");
-    for statement in &walk.statements {
+    // What is asked of an expression before the walk reads no row.
+    let of_batches =
+        walk.statements.iter().filter(|statement| !statement.sql.starts_with("SELECT pg_typeof("));
+    for statement in of_batches {
         let mut nodes = vec![&statement.plan];
         while let Some(node) = nodes.pop() {
             nodes.extend(node["Plans"].as_array().into_iter().flatten());
@@ -242,8 +245,11 @@ async fn a_planner_that_is_set_otherwise() {
         "plan_cache_mode = force_generic_plan",
         "force_parallel_mode = on",
     ] {
+        // It has another name since version 16.
         let set = format!(
-            "DO $$ BEGIN EXECUTE 'ALTER DATABASE ' || current_database() || ' SET {setting}'; END $$;"
+            "DO $$ BEGIN EXECUTE 'ALTER DATABASE ' || current_database() || ' SET ' ||
+                 CASE WHEN current_setting('server_version_num')::int < 160000 THEN '{setting}'
+                      ELSE replace('{setting}', 'force_parallel_mode', 'debug_parallel_query') END; END $$;"
         );
         walk(&[&set, &table(2000), "ANALYZE t"].concat(), "").await;
     }

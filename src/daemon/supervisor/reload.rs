@@ -2,7 +2,7 @@
 
 use secrecy::ExposeSecret as _;
 
-use super::Supervisor;
+use super::{SPARE_CONNECTIONS, Supervisor};
 use crate::daemon::jobs_directory;
 use crate::settings::Settings;
 
@@ -15,7 +15,7 @@ impl Supervisor {
             let target = new.target()?;
             Ok((new, target, pooler))
         });
-        let (new, target, pooler) = match read {
+        let (mut new, target, pooler) = match read {
             Ok(read) => read,
             Err(error) => {
                 tracing::error!(%error, "configuration not reloaded, the old settings stay");
@@ -24,6 +24,7 @@ impl Supervisor {
         };
         let old = &self.options.settings;
         (self.options.set_log_level)(new.log.level);
+        let is_same_place = self.database.target().log_in_as(&target);
         let fixed = [
             ("state.schema", new.state.schema == old.state.schema),
             ("http.listen", new.http.listen == old.http.listen),
@@ -31,7 +32,7 @@ impl Supervisor {
             ("daemon.name", new.daemon.name == old.daemon.name),
             ("database.pool_size", new.database.pool_size == old.database.pool_size),
             ("database.pooler", pooler == old.database.pooler),
-            ("database.url", self.database.target().log_in_as(&target)),
+            ("database.url", is_same_place),
         ];
         for (key, _) in fixed.into_iter().filter(|(_, same)| !same) {
             tracing::warn!(
@@ -39,13 +40,22 @@ impl Supervisor {
                 "changed in the configuration; takes effect when the daemon is started again"
             );
         }
+        // What does not take effect does not do so by half either.
+        if !is_same_place {
+            new.database = old.database.clone();
+        }
+        new.database.pool_size = old.database.pool_size;
+        let most_jobs = new.database.pool_size.saturating_sub(SPARE_CONNECTIONS);
+        new.daemon.max_running_jobs = new.daemon.max_running_jobs.min(most_jobs);
         // Whatever connects from now on reads passwords and certificates anew; batches in flight end first.
         self.database.discard_idle();
         let same_login = same_login(&new, old);
         if !same_login {
             self.database.target().hang_up();
         }
-        if new.throttle != old.throttle || !same_login {
+        // Replicas' certificates are read anew like the primary's.
+        let has_replicas = !new.throttle.replication_lag.replicas.is_empty();
+        if new.throttle != old.throttle || !same_login || has_replicas {
             self.throttle.reconfigure(new.throttle.clone(), new.database.access());
         }
         self.keeper.set_lease(new.daemon.lease);

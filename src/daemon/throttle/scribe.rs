@@ -7,9 +7,11 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
+use tokio_postgres::Client;
 
 use super::Place;
-use crate::state::{StateError, daemon, event};
+use crate::database::Object;
+use crate::state::{daemon, event};
 use crate::throttle::control::JobTick;
 use crate::throttle::law::Zone;
 use crate::throttle::report::Report;
@@ -19,6 +21,8 @@ const BEGINNING_TICKS: u32 = 15;
 /// How often the report is written, and while no job is walked how often of that.
 const REPORT_EVERY: Duration = Duration::from_secs(2);
 const IDLE_REPORTS: u32 = 5;
+/// A server that takes everything and answers nothing must not keep the events for ever.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Changes that wait for a database that does not answer. What does not fit is in the log.
 const WAITING_CHANGES: usize = 1000;
 
@@ -135,27 +139,40 @@ async fn write(
                 }
             }
         }
-        if let Err(error) = write_once(&place, &mut unwritten, &mut report).await {
+        let written = match place.database.get().await {
+            Ok(client) => {
+                let writing = write_once(&client, &place, &mut unwritten, &mut report);
+                let written = tokio::time::timeout(ANSWER_TIMEOUT, writing).await;
+                let written = written.unwrap_or_else(|_| Err(format!("no answer within {ANSWER_TIMEOUT:?}")));
+                if written.is_err() {
+                    drop(Object::take(client));
+                }
+                written
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = written {
             // Said by the supervisor, who needs the database too.
-            tracing::debug!(%error, "the throttle's state is not written; trying again");
+            tracing::debug!(error, "the throttle's state is not written; trying again");
         }
     }
 }
 
 async fn write_once(
+    client: &Client,
     place: &Place,
     unwritten: &mut Option<(String, String)>,
     report: &mut watch::Receiver<Report>,
-) -> Result<(), super::super::supervisor::TurnError> {
-    let client = place.database.get().await?;
+) -> Result<(), String> {
     if let Some((job, text)) = unwritten {
-        event::record(&**client, &place.state, Some(job), "throttle", &place.actor, text).await?;
+        let recorded = event::record(client, &place.state, Some(job), "throttle", &place.actor, text).await;
+        recorded.map_err(|error| error.to_string())?;
         *unwritten = None;
     }
     if report.has_changed().unwrap_or(false) {
-        let json = serde_json::to_value(&*report.borrow_and_update())
-            .map_err(|error| StateError::Malformed(error.to_string()))?;
-        daemon::throttle(&**client, &place.state, &place.daemon, &json).await?;
+        let json = serde_json::to_value(&*report.borrow_and_update()).map_err(|error| error.to_string())?;
+        let told = daemon::throttle(client, &place.state, &place.daemon, &json).await;
+        told.map_err(|error| error.to_string())?;
     }
     Ok(())
 }

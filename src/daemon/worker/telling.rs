@@ -13,7 +13,7 @@ use crate::walk::estimate;
 use crate::walk::keyset::Start;
 
 /// A statement on the state takes a moment, and the session's own timeouts allow it ten seconds for a lock.
-const WORDS_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const WORDS_TIMEOUT: Duration = Duration::from_secs(20);
 /// A sample of the table may have to be read from a slow disk.
 const ESTIMATE_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -345,7 +345,12 @@ impl Line {
             Kind::User(sql) => {
                 // As text and unprepared, so that it may be anything; its rows are thrown away as they come.
                 let sent = Instant::now();
-                open.client.batch_execute(sql).await.map(|()| sent.elapsed())
+                let asked = open.client.batch_execute(sql);
+                let answer = match open.pooler {
+                    Pooler::None => asked.await,
+                    Pooler::Transaction => in_transaction(&open.client, &open.local, asked).await,
+                };
+                answer.map(|()| sent.elapsed())
             }
         };
         match answer {

@@ -43,14 +43,16 @@ struct Seen {
     looks: u64,
     /// What went wrong since.
     error: Option<String>,
+    /// It was a replica once.
+    was_replica: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Answer {
     /// The newest beat there, if any.
     Beat(Option<Beat>),
-    /// It is a server that writes.
-    NoReplica,
+    /// It is a server that writes, with the newest beat there.
+    NoReplica(Option<Beat>),
 }
 
 impl Replica {
@@ -70,7 +72,10 @@ impl Replica {
                 sender.send_modify(|seen| {
                     seen.looks += 1;
                     match found {
-                        Ok(answer) => (seen.answer, seen.error) = (Some((answer, now)), None),
+                        Ok(answer) => {
+                            seen.was_replica |= matches!(answer, Answer::Beat(_));
+                            (seen.answer, seen.error) = (Some((answer, now)), None);
+                        }
                         Err(error) => seen.error = Some(error),
                     }
                 });
@@ -118,7 +123,14 @@ impl Seen {
         let (beat, at) = match (self.answer, &self.error) {
             (None, None) => return unknown("has not answered yet"),
             (None, Some(error)) => return unknown(error),
-            (Some((Answer::NoReplica, _)), _) => {
+            // Promoted, and the one that is written to now: nothing lies between. One that was never seen as a
+            // replica is there by mistake, and one that has no new beat is a primary that nobody writes to.
+            (Some((Answer::NoReplica(beat), at)), _)
+                if self.was_replica && beats.lag(beat, at) <= times.stale_after =>
+            {
+                return (Figure::Seconds(0.0), at);
+            }
+            (Some((Answer::NoReplica(_), _)), _) => {
                 return unknown(
                     "is no replica: pg_is_in_recovery() is false; take it out of throttle.replication_lag.replicas and reload",
                 );
@@ -164,10 +176,8 @@ async fn look(session: &mut Session, newest: &str, daemon: &str, within: Duratio
 
 fn answer(row: &Row) -> Answer {
     let (in_recovery, slot, number): (bool, Option<i64>, Option<i64>) = (row.get(0), row.get(1), row.get(2));
-    match (in_recovery, slot.zip(number)) {
-        (false, _) => Answer::NoReplica,
-        (true, beat) => Answer::Beat(beat.map(|(slot, number)| Beat { slot, number })),
-    }
+    let beat = slot.zip(number).map(|(slot, number)| Beat { slot, number });
+    if in_recovery { Answer::Beat(beat) } else { Answer::NoReplica(beat) }
 }
 
 /// Host and port of a target, which is what people tell replicas apart by.
@@ -199,7 +209,12 @@ mod tests {
 
     fn seen(number: i64, at: Instant, error: Option<&str>) -> Seen {
         let beat = Beat { slot: 3, number };
-        Seen { answer: Some((Answer::Beat(Some(beat)), at)), looks: 1, error: error.map(str::to_owned) }
+        Seen {
+            answer: Some((Answer::Beat(Some(beat)), at)),
+            looks: 1,
+            error: error.map(str::to_owned),
+            was_replica: true,
+        }
     }
 
     fn why(figure: &Figure) -> &str {
@@ -244,8 +259,17 @@ mod tests {
     #[test]
     fn a_server_that_writes_is_no_replica() {
         let now = Instant::now();
-        let promoted = Seen { answer: Some((Answer::NoReplica, now)), looks: 1, error: None };
-        assert!(why(&promoted.figure(&beats(now), now, TIMES).0).starts_with("is no replica"));
+        let answer = Some((Answer::NoReplica(Some(Beat { slot: 3, number: 60 })), now + 60 * SECOND));
+        let listed = Seen { answer, looks: 1, error: None, was_replica: false };
+        let at = now + 60 * SECOND;
+        assert!(why(&listed.figure(&beats(now), at, TIMES).0).starts_with("is no replica"));
+        // After a failover the daemon goes on by itself.
+        let promoted = Seen { was_replica: true, ..listed };
+        assert_eq!(promoted.figure(&beats(now), at, TIMES), (Figure::Seconds(0.0), at));
+        // That nobody writes to: the old primary.
+        let old = Some((Answer::NoReplica(Some(Beat { slot: 3, number: 40 })), at));
+        let old = Seen { answer: old, ..promoted };
+        assert!(why(&old.figure(&beats(now), at, TIMES).0).starts_with("is no replica"));
     }
 
     #[test]

@@ -118,7 +118,7 @@ impl Session {
         }
         let is_pooled = self.target.pooler() == Pooler::Transaction;
         if is_pooled {
-            open.client.batch_execute("BEGIN").await?;
+            open.client.batch_execute(&format!("BEGIN; {}", local(self.settings, within))).await?;
         }
         let columns = open.client.prepare(sql).await.map(|statement| {
             let kinds = statement.columns().iter().map(|column| column.type_().clone());
