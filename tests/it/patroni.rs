@@ -80,6 +80,7 @@ impl Scene {
              from {rows_kept} rows, {longest_gap:.2?} between two commits"
         );
         assert_eq!(self.daemon.wait_exit(PATIENCE).code(), Some(0), "{}", self.daemon.log());
+        assert!(self.daemon.log().contains("every slice handed back"), "{}", self.daemon.log());
         assert_eq!(counts(&self.other).await, (ROWS, ROWS, ROWS), "{}", self.daemon.log());
     }
 }
