@@ -1,6 +1,6 @@
 # What a person or CI types. Each target installs what it misses.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test chaos test-versions lint bench bench-growth bench-scale bench-throttle clean
+.PHONY: help build demo test chaos test-versions test-patroni lint bench bench-growth bench-scale bench-throttle clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,11 @@ test-versions: ## what depends on the server's version, on PostgreSQL 14, 16, 17
 	@scripts/install-deps
 	@scripts/install-tools pgbouncer
 	@scripts/test-versions 14 16 17 18
+
+test-patroni: ## a switchover and a failover by Patroni and etcd, in the middle of a job
+	@scripts/install-deps
+	@scripts/install-tools patroni etcd
+	cargo test --locked --test it patroni -- --ignored
 
 lint: ## formatting, clippy, licences and sources of dependencies, shell scripts
 	@scripts/install-deps

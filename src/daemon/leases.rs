@@ -94,11 +94,12 @@ impl Keeper {
     }
 
     /// Ends it. What it was saying is said when this returns, or after `within` given up.
-    pub(super) async fn finish(self, within: Duration) {
+    pub(super) async fn finish(mut self, within: Duration) {
         drop(self.stop);
-        let keeping = self.keeping.abort_handle();
-        if tokio::time::timeout(within, self.keeping).await.is_err() {
-            keeping.abort();
+        if tokio::time::timeout(within, &mut self.keeping).await.is_err() {
+            self.keeping.abort();
+            // Until it has let go of its connection. An error says that it was aborted.
+            let _ = self.keeping.await;
         }
     }
 }

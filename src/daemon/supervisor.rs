@@ -408,6 +408,8 @@ impl Supervisor {
     async fn goodbye(mut self, reason: &str) {
         self.throttle.finish(FAREWELL_TIMEOUT).await;
         self.keeper.finish(FAREWELL_TIMEOUT).await;
+        // One that was given up while it waited for a server that no longer answers is among them.
+        self.database.discard_idle();
         let farewell = async {
             let client = self.database.get().await?;
             // What another daemon of this name holds is not this one's to hand back.

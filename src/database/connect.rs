@@ -213,7 +213,7 @@ fn judge(address: &Address, error: &Error) -> (String, bool) {
             ": give a password in database.password_file, PGPASSWORD, PGPASSFILE or the URL"
         }
         "" if told.contains("does not allow writes") => {
-            ": it is a replica or set to be read-only; name the primary in the address"
+            ": it is a replica or set to be read-only (name the primary in the address)"
         }
         "28P01" | "28000" => ": check the user and the password, and pg_hba.conf on the server",
         "3D000" => ": create the database, or correct its name in database.url",
@@ -230,20 +230,21 @@ fn judge(address: &Address, error: &Error) -> (String, bool) {
     (advice.to_owned(), transient)
 }
 
-/// One error out of those of all servers. What to do is what the first server says that was reached.
+/// One error out of those of all servers. What to do stands behind the first server that was reached: it is
+/// about that one. Where none was, it is about all of them, and stands last.
 fn told(address: &Address, attempts: &[Attempt]) -> ConnectError {
+    let reached = attempts.iter().position(|attempt| attempt.advice != CHECK_HOST);
     let mut reason = String::new();
     for (index, attempt) in attempts.iter().enumerate() {
         let separator = if index == 0 { "" } else { "; " };
         let place = if attempts.len() == 1 { String::new() } else { format!("{}: ", attempt.place) };
-        let _ = write!(reason, "{separator}{place}{}", attempt.reason);
+        let advice = if reached == Some(index) { attempt.advice.as_str() } else { "" };
+        let _ = write!(reason, "{separator}{place}{}{advice}", attempt.reason);
     }
-    let advice = attempts.iter().map(|attempt| attempt.advice.as_str());
-    let reached = advice.clone().find(|advice| *advice != CHECK_HOST);
     ConnectError::Refused {
         target: address.to_string(),
         reason,
-        advice: reached.or(advice.clone().next()).unwrap_or(CHECK_HOST).to_owned(),
+        advice: if reached.is_some() { String::new() } else { CHECK_HOST.to_owned() },
         transient: attempts.iter().any(|attempt| attempt.transient),
     }
 }
@@ -271,5 +272,25 @@ mod tests {
         assert_eq!(seconds("postgres://a/d", 9), 3);
         assert_eq!(seconds("postgres://a,b/d", 1), 3);
         assert_eq!(seconds("postgres://a,b/d?connect_timeout=7", 2), 7);
+    }
+
+    #[test]
+    fn advice_stands_behind_the_server_that_it_is_about() {
+        let address =
+            Address::new(Some("postgres://me@one:1,two:2/shop"), &Access::default(), Role::Primary).unwrap();
+        let attempt = |place: &str, advice: &str| Attempt {
+            place: place.to_owned(),
+            reason: format!("no {place}"),
+            advice: advice.to_owned(),
+            transient: true,
+        };
+        let text = |attempts: &[Attempt]| {
+            told(&address, attempts).to_string().rsplit_once("as \"me\": ").unwrap().1.to_owned()
+        };
+        let (down, full) = (attempt("one", CHECK_HOST), attempt("two", ": make room"));
+        assert_eq!(text(&[full, down]), "two: no two: make room; one: no one");
+        let down = [attempt("one", CHECK_HOST), attempt("two", CHECK_HOST)];
+        assert_eq!(text(&down), format!("one: no one; two: no two{CHECK_HOST}"));
+        assert_eq!(text(&[attempt("one", ": make room")]), "no one: make room");
     }
 }

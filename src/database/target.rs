@@ -202,6 +202,19 @@ mod tests {
     }
 
     #[test]
+    fn less_than_was_asked_for_is_refused() {
+        let direct = target("postgres://h/d?sslnegotiation=direct").unwrap_err();
+        assert!(matches!(direct, TargetError::DirectNegotiation), "{direct}");
+        assert!(target("postgres://h/d?sslnegotiation=direct&sslmode=require").is_ok());
+        // A name that is a path is no reason to go without TLS to an address.
+        let beside = target("host=/run/postgresql hostaddr=127.0.0.1 sslmode=require dbname=d").unwrap();
+        assert!(beside.address().places.iter().all(|place| place.address.is_some()));
+        // Not even a piece of a password that was taken apart at a blank.
+        let error = target("password=hun ter2=x host=h").unwrap_err().to_string();
+        assert!(!error.contains("ter2"), "{error}");
+    }
+
+    #[test]
     fn other_ways_to_log_in_hold_for_every_clone_and_another_place_does_not() {
         let first = target("postgres://app:old@h1:1,h2:2/shop").unwrap();
         let clone = first.clone();

@@ -11,6 +11,7 @@ mod failover;
 mod kills;
 mod life;
 mod metrics;
+mod patroni;
 mod plans;
 mod pooler;
 mod quarantine;

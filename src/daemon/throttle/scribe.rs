@@ -9,9 +9,10 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_postgres::Client;
 
+use super::super::supervisor::TurnError;
 use super::Place;
 use crate::database::Object;
-use crate::state::{daemon, event};
+use crate::state::{StateError, daemon, event};
 use crate::throttle::control::JobTick;
 use crate::throttle::law::Zone;
 use crate::throttle::report::Report;
@@ -21,8 +22,8 @@ const BEGINNING_TICKS: u32 = 15;
 /// How often the report is written, and while no job is walked how often of that.
 const REPORT_EVERY: Duration = Duration::from_secs(2);
 const IDLE_REPORTS: u32 = 5;
-/// A server that takes everything and answers nothing must not keep the events for ever.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long writing may take; the server lets it wait for a lock for 10 s. Past this nobody is there to answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Changes that wait for a database that does not answer. What does not fit is in the log.
 const WAITING_CHANGES: usize = 1000;
 
@@ -59,6 +60,8 @@ impl Scribe {
         self.side = None;
         if tokio::time::timeout(within, &mut self.writing).await.is_err() {
             self.writing.abort();
+            // Until it has let go of its connection. An error says that it was aborted.
+            let _ = (&mut self.writing).await;
         }
     }
 }
@@ -139,40 +142,41 @@ async fn write(
                 }
             }
         }
-        let written = match place.database.get().await {
-            Ok(client) => {
-                let writing = write_once(&client, &place, &mut unwritten, &mut report);
-                let written = tokio::time::timeout(ANSWER_TIMEOUT, writing).await;
-                let written = written.unwrap_or_else(|_| Err(format!("no answer within {ANSWER_TIMEOUT:?}")));
-                if written.is_err() {
-                    drop(Object::take(client));
-                }
-                written
-            }
-            Err(error) => Err(error.to_string()),
-        };
-        if let Err(error) = written {
+        if let Err(error) = write_once(&place, &mut unwritten, &mut report).await {
             // Said by the supervisor, who needs the database too.
-            tracing::debug!(error, "the throttle's state is not written; trying again");
+            tracing::debug!(%error, "the throttle's state is not written; trying again");
         }
     }
 }
 
 async fn write_once(
+    place: &Place,
+    unwritten: &mut Option<(String, String)>,
+    report: &mut watch::Receiver<Report>,
+) -> Result<(), TurnError> {
+    let client = place.database.get().await?;
+    let written = tokio::time::timeout(WRITE_TIMEOUT, write_on(&client, place, unwritten, report)).await;
+    written.unwrap_or_else(|_| {
+        // The answer may come yet, and is nobody's.
+        drop(Object::take(client));
+        Err(TurnError::Timeout(WRITE_TIMEOUT))
+    })
+}
+
+async fn write_on(
     client: &Client,
     place: &Place,
     unwritten: &mut Option<(String, String)>,
     report: &mut watch::Receiver<Report>,
-) -> Result<(), String> {
+) -> Result<(), TurnError> {
     if let Some((job, text)) = unwritten {
-        let recorded = event::record(client, &place.state, Some(job), "throttle", &place.actor, text).await;
-        recorded.map_err(|error| error.to_string())?;
+        event::record(client, &place.state, Some(job), "throttle", &place.actor, text).await?;
         *unwritten = None;
     }
     if report.has_changed().unwrap_or(false) {
-        let json = serde_json::to_value(&*report.borrow_and_update()).map_err(|error| error.to_string())?;
-        let told = daemon::throttle(client, &place.state, &place.daemon, &json).await;
-        told.map_err(|error| error.to_string())?;
+        let json = serde_json::to_value(&*report.borrow_and_update())
+            .map_err(|error| StateError::Malformed(error.to_string()))?;
+        daemon::throttle(client, &place.state, &place.daemon, &json).await?;
     }
     Ok(())
 }

@@ -22,16 +22,21 @@ impl Database {
 
     /// Creates a database on `server`.
     pub(crate) async fn create_on(server: &Server) -> Self {
+        Self::create_at(|name| server.url(name)).await
+    }
+
+    /// Creates a database on the server that has its databases at `url_of` their names.
+    pub(crate) async fn create_at(url_of: impl Fn(&str) -> String) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let admin_url = server.url("postgres");
+        let admin_url = url_of("postgres");
         // template0: nobody can be connected to it, which would make this fail.
         connect(&admin_url)
             .await
             .batch_execute(&format!("CREATE DATABASE {name} TEMPLATE template0"))
             .await
             .expect("a superuser can create a database");
-        Self { url: server.url(&name), name, admin_url }
+        Self { url: url_of(&name), name, admin_url }
     }
 
     /// The database's name, a plain SQL identifier.

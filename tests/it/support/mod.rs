@@ -17,6 +17,7 @@ use std::time::Duration;
 pub(crate) mod daemon;
 pub(crate) mod database;
 pub(crate) mod guard;
+pub(crate) mod patroni;
 pub(crate) mod pgbouncer;
 pub(crate) mod proxy;
 pub(crate) mod server;
