@@ -29,7 +29,7 @@ pub(super) const POSITION: Statement = with(&["SELECT s.cursor_key, s.batches"])
 /// Finds a batch's last key.
 pub(super) const BOUND: Statement = Statement { parts: &["OFFSET"], after: &["BEGIN ISOLATION LEVEL"] };
 /// Changes the rows.
-pub(super) const ROWS: Statement = with(&["UPDATE ONLY"]);
+pub(super) const ROWS: Statement = Statement { parts: &["UPDATE ONLY"], after: &["BEGIN ISOLATION LEVEL"] };
 /// Sets a row aside.
 pub(super) const SET_ASIDE: Statement = with(&["INSERT INTO", ".quarantine (job, key"]);
 /// Moves the cursor. The commit is sent with it.
