@@ -20,7 +20,7 @@ const CROWDS: [(u32, &str); 2] = [(4, ""), (SHARDS, SLOWLY)];
 /// With batches of a second: of themselves they would be of a tenth, a thousand a second for all jobs.
 const SLOWLY: &str = "[batch]\nmin_rows = 200\n[limits]\nrows_per_second = 200\n";
 /// Connections of a pool beside those of the batches.
-const SPARE_CONNECTIONS: u32 = 3;
+const SPARE_CONNECTIONS: u32 = 4;
 
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 const DONE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
@@ -65,7 +65,7 @@ async fn crowd(database: &Database, client: &Client, at_once: u32, options: &str
     }
     client.batch_execute("VACUUM (ANALYZE)").await.expect("the tables can be vacuumed");
 
-    let (jobs, pool) = (at_once.to_string(), (at_once + SPARE_CONNECTIONS).max(8).to_string());
+    let (jobs, pool) = (at_once.to_string(), (at_once + SPARE_CONNECTIONS).max(16).to_string());
     let environment =
         [("BACKFILLD__DAEMON__MAX_RUNNING_JOBS", jobs.as_str()), ("BACKFILLD__DATABASE__POOL_SIZE", &pool)];
     let url = database.url();
