@@ -12,7 +12,7 @@ use tokio_postgres::{Client, Config, Connection, Error, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::address::{Address, Place, TargetError};
-use super::failure::{Failure, describe};
+use super::failure::describe;
 use super::tls::{self, SslMode};
 
 /// How long one attempt to connect may take before it counts as failed.
@@ -34,8 +34,6 @@ pub enum ConnectError {
         reason: String,
         /// What to do, with its leading separator.
         advice: String,
-        /// Whether trying again later may help.
-        transient: bool,
     },
     /// What is needed to log in cannot be had: a file is missing.
     #[error("cannot connect to {target}: {error}")]
@@ -50,18 +48,6 @@ pub enum ConnectError {
     PoolExhausted(String),
 }
 
-impl ConnectError {
-    /// Whether the same attempt may succeed later without anybody changing anything.
-    #[must_use]
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Refused { transient, .. } => *transient,
-            Self::Access { .. } => false,
-            Self::PoolExhausted(_) => true,
-        }
-    }
-}
-
 /// A connection as the driver makes it, yet to be driven.
 pub(super) type Opened = (Client, Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>);
 
@@ -70,7 +56,6 @@ struct Attempt {
     place: String,
     reason: String,
     advice: String,
-    transient: bool,
 }
 
 /// Connects to the first server of `address` that takes us.
@@ -190,19 +175,18 @@ async fn log_in(
 
 impl Attempt {
     fn told(place: &Place, reason: String) -> Self {
-        Self { place: place.to_string(), reason, advice: CHECK_HOST.to_owned(), transient: true }
+        Self { place: place.to_string(), reason, advice: CHECK_HOST.to_owned() }
     }
 
     fn failed(address: &Address, place: &Place, error: &Error) -> Self {
-        let (advice, transient) = judge(address, error);
-        Self { place: place.to_string(), reason: describe(error), advice, transient }
+        Self { place: place.to_string(), reason: describe(error), advice: advice(address, error) }
     }
 }
 
-/// What to do about an error, and whether it may pass by itself.
-fn judge(address: &Address, error: &Error) -> (String, bool) {
+/// What to do about an error.
+fn advice(address: &Address, error: &Error) -> String {
     if let Some(advice) = tls::advice(error, &address.roots) {
-        return (advice, false);
+        return advice;
     }
     let code = error.code().map_or("", |state| state.code());
     let told = describe(error);
@@ -225,9 +209,7 @@ fn judge(address: &Address, error: &Error) -> (String, bool) {
         "" => CHECK_HOST,
         _ => "",
     };
-    let transient =
-        !missing_password && matches!(Failure::of(error), Failure::Connection | Failure::Resources);
-    (advice.to_owned(), transient)
+    advice.to_owned()
 }
 
 /// One error out of those of all servers. What to do stands behind the first server that was reached: it is
@@ -245,14 +227,13 @@ fn told(address: &Address, attempts: &[Attempt]) -> ConnectError {
         target: address.to_string(),
         reason,
         advice: if reached.is_some() { String::new() } else { CHECK_HOST.to_owned() },
-        transient: attempts.iter().any(|attempt| attempt.transient),
     }
 }
 
 /// The error of a statement that a new connection begins with.
 pub(super) fn refused(address: &Address, error: &Error) -> ConnectError {
-    let (advice, transient) = judge(address, error);
-    ConnectError::Refused { target: address.to_string(), reason: describe(error), advice, transient }
+    let advice = advice(address, error);
+    ConnectError::Refused { target: address.to_string(), reason: describe(error), advice }
 }
 
 #[cfg(test)]
@@ -282,7 +263,6 @@ mod tests {
             place: place.to_owned(),
             reason: format!("no {place}"),
             advice: advice.to_owned(),
-            transient: true,
         };
         let text = |attempts: &[Attempt]| {
             told(&address, attempts).to_string().rsplit_once("as \"me\": ").unwrap().1.to_owned()

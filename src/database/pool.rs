@@ -93,7 +93,6 @@ impl Database {
                 target: self.target.to_string(),
                 reason: other.to_string(),
                 advice: ": check host and port, and that the server runs".to_owned(),
-                transient: true,
             },
         })
     }
