@@ -13,6 +13,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::address::{Address, Place, TargetError};
 use super::failure::describe;
+use super::generation::Generation;
 use super::tls::{self, SslMode};
 
 /// How long one attempt to connect may take before it counts as failed.
@@ -48,8 +49,11 @@ pub enum ConnectError {
     PoolExhausted(String),
 }
 
-/// A connection as the driver makes it, yet to be driven.
-pub(super) type Opened = (Client, Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>);
+/// What drives a connection when it is polled.
+pub(super) type Driver = Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
+
+/// A connection as the driver makes it.
+type Opened = (Client, Driver);
 
 /// Why one server was not it.
 struct Attempt {
@@ -228,6 +232,33 @@ fn told(address: &Address, attempts: &[Attempt]) -> ConnectError {
         reason,
         advice: if reached.is_some() { String::new() } else { CHECK_HOST.to_owned() },
     }
+}
+
+/// Which server a new connection is to, if it says so. As it is the connection's first answer, it is waited
+/// for no longer than for the connection itself.
+pub(super) async fn generation(
+    address: &Address,
+    client: &Client,
+    connection: &mut Driver,
+) -> Result<Option<Generation>, ConnectError> {
+    let within = within(address, 1);
+    let asked = async {
+        tokio::select! {
+            answer = Generation::of(client) => answer.map_err(|error| refused(address, &error)),
+            ended = connection => Err(match ended {
+                Ok(()) => lost(address, "the server closed the connection".to_owned()),
+                Err(error) => refused(address, &error),
+            }),
+        }
+    };
+    match tokio::time::timeout(within, asked).await {
+        Ok(answer) => answer,
+        Err(_) => Err(lost(address, format!("logged in, and no answer within {within:?}"))),
+    }
+}
+
+fn lost(address: &Address, reason: String) -> ConnectError {
+    ConnectError::Refused { target: address.to_string(), reason, advice: CHECK_HOST.to_owned() }
 }
 
 /// The error of a statement that a new connection begins with.

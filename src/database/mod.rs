@@ -6,6 +6,7 @@
 mod address;
 mod connect;
 pub mod failure;
+mod generation;
 mod key_value;
 mod parameters;
 mod password;

@@ -5,7 +5,7 @@ use deadpool::managed::{self, Metrics, PoolError, QueueMode, RecycleError, Recyc
 use deadpool_postgres::ClientWrapper;
 
 use super::connect::{CONNECT_TIMEOUT, ConnectError};
-use super::target::Target;
+use super::target::{Open, Target};
 
 /// A connection of the pool. It goes back when it is dropped.
 pub type Object = managed::Object<Connector>;
@@ -20,7 +20,7 @@ impl managed::Manager for Connector {
 
     async fn create(&self) -> Result<ClientWrapper, ConnectError> {
         // Made anew where the settings have changed meanwhile: when it was begun is not known later on.
-        let (client, connection) = loop {
+        let Open { client, connection, replaced } = loop {
             let changed_at = self.0.changed_at();
             let opened = self.0.open().await?;
             if self.0.changed_at() == changed_at {
@@ -29,7 +29,10 @@ impl managed::Manager for Connector {
         };
         // Whoever holds the client sees the error there.
         let driven = tokio::spawn(async move {
-            let _ = connection.await;
+            tokio::select! {
+                _ = connection => {}
+                () = replaced => {}
+            }
         });
         Ok(ClientWrapper::new(client, driven))
     }

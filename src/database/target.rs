@@ -1,6 +1,7 @@
 //! Which database, and connections to it.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -9,18 +10,32 @@ use tokio::sync::{mpsc, watch};
 use tokio_postgres::{AsyncMessage, CancelToken, Client, Error};
 
 use super::address::{Access, Address, Role, TargetError};
-use super::connect::{self, ConnectError, Opened};
+use super::connect::{self, ConnectError, Driver};
+use super::generation::Generation;
 use super::repeated::Pooler;
 
 /// Where the database is and how to log in. Its `Display` names host, port, database and user, and
 /// never the password.
 ///
 /// Its clones are one: when one of them is given other ways to log in, all have them.
+///
+/// A connection to a server that another has taken the place of ends as soon as a new connection meets the
+/// other. The old server may never say so itself: it hangs, or lives on where nobody sees it any more.
 #[derive(Clone)]
 pub struct Target {
     current: Arc<RwLock<Current>>,
     /// A message ends the connections that are open outside any pool.
     hung_up: Arc<watch::Sender<()>>,
+    /// The newest server that a connection was made to.
+    newest: Arc<watch::Sender<Option<Generation>>>,
+}
+
+/// A connection, yet to be driven.
+pub(super) struct Open {
+    pub(super) client: Client,
+    pub(super) connection: Box<Driver>,
+    /// Comes back when a connection to a newer server was made.
+    pub(super) replaced: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 struct Current {
@@ -43,7 +58,7 @@ impl Target {
 
     fn new(address: Address) -> Self {
         let current = Current { address: Arc::new(address), changed_at: None };
-        Self { current: Arc::new(RwLock::new(current)), hung_up: Arc::default() }
+        Self { current: Arc::new(RwLock::new(current)), hung_up: Arc::default(), newest: Arc::default() }
     }
 
     /// What stands between here and the server.
@@ -88,20 +103,53 @@ impl Target {
         self.current.read().unwrap_or_else(PoisonError::into_inner).address.clone()
     }
 
-    pub(super) async fn open(&self) -> Result<Opened, ConnectError> {
-        Box::pin(connect::open(&self.address())).await
+    /// Opens a connection, and ends the others if it is to a newer server.
+    pub(super) async fn open(&self) -> Result<Open, ConnectError> {
+        // Large, and everybody who connects would be as large.
+        Box::pin(self.open_here()).await
+    }
+
+    async fn open_here(&self) -> Result<Open, ConnectError> {
+        let mut newest = self.newest.subscribe();
+        let known = *newest.borrow_and_update();
+        let address = self.address();
+        let (client, connection) = connect::open(&address).await?;
+        let mut connection = Box::new(connection);
+        let met = if address.pooler == Pooler::None {
+            connect::generation(&address, &client, &mut connection).await?
+        } else {
+            // The next transaction may be on another server than this question.
+            None
+        };
+        let has_replaced = self.newest.send_if_modified(|newest| {
+            let is_newer = met > *newest;
+            // The first one has taken nobody's place.
+            let has_replaced = is_newer && newest.is_some();
+            *newest = met.max(*newest);
+            has_replaced
+        });
+        if has_replaced {
+            tracing::info!(target = %self, "another server has taken the place of the last one: connections to that one end");
+        }
+        let replaced = async move {
+            if newest.wait_for(|newest| *newest > met.max(known)).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        Ok(Open { client, connection, replaced: Box::pin(replaced) })
     }
 
     /// Opens one connection of its own, outside any pool.
     pub async fn connect(&self) -> Result<Client, ConnectError> {
         let hung_up = hung_up(self.hung_up.subscribe());
-        let (client, connection) = self.open().await?;
+        let Open { client, connection, replaced } = self.open().await?;
         // The task ends by itself when the client is dropped or the connection breaks; whoever
         // holds the client sees the error there.
         tokio::spawn(async {
             tokio::select! {
                 _ = connection => {}
                 () = hung_up => {}
+                () = replaced => {}
             }
         });
         Ok(client)
@@ -111,7 +159,7 @@ impl Target {
     /// receiver; the receiver closes when the connection does.
     pub async fn listen(&self, channel: &str) -> Result<(Client, mpsc::Receiver<()>), ConnectError> {
         let hung_up = hung_up(self.hung_up.subscribe());
-        let (client, mut connection) = self.open().await?;
+        let Open { client, mut connection, replaced } = self.open().await?;
         // One waiting wake-up is as good as many.
         let (wake, woken) = mpsc::channel(1);
         tokio::spawn(async move {
@@ -125,6 +173,7 @@ impl Target {
             tokio::select! {
                 () = listening => {}
                 () = hung_up => {}
+                () = replaced => {}
             }
         });
         client

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::kills::{counted_job, counted_table, counts, rows_scanned};
 use super::support::daemon::{Daemon, backfilld};
 use super::support::database::{Database, connect};
+use super::support::proxy::Proxy;
 use super::support::server::{Server, shared};
 use super::support::{job_file, until};
 
@@ -75,6 +76,31 @@ async fn a_job_leaves_a_primary_that_became_read_only() {
     .await;
     assert!(rows_scanned(&new).await < ROWS, "the daemon must not be gone already");
     let client = new;
+    assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(0), "{}", daemon.log());
+    assert_eq!(counts(&client).await, (ROWS, ROWS, ROWS), "{}", daemon.log());
+}
+
+/// The old primary says nothing more, with every connection open. A batch waits for its answer for ten times
+/// the statement's timeout, 110 seconds; the first new connection to the other server ends that.
+#[tokio::test]
+async fn a_job_leaves_a_primary_that_answers_no_more() {
+    let primary = Server::start();
+    let database = Database::create_on(&primary).await;
+    let client = database.connect().await;
+    counted_table(&database, &client, ROWS).await;
+    let replica = primary.start_replica();
+    let proxy = Proxy::start(primary.port());
+    let folder = tempfile::tempdir().unwrap();
+    let job = job_file(folder.path(), "counted.toml", &counted_job(20_000));
+    let hosts = format!("127.0.0.1:{},127.0.0.1:{}", proxy.port(), replica.port());
+    let url = format!("postgres://postgres@{hosts}/{}", database.name());
+    let mut daemon = Daemon::start(&url, &["--until-idle", "--job", job.to_str().unwrap()]);
+    until("a third of the walk", PATIENCE, async || (rows_scanned(&client).await >= ROWS / 3).then_some(()))
+        .await;
+    proxy.fall_silent();
+    replica.promote();
+    let client = connect(&replica.url(database.name())).await;
+    assert!(rows_scanned(&client).await < ROWS, "the failover must fall into the walk, not after it");
     assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(0), "{}", daemon.log());
     assert_eq!(counts(&client).await, (ROWS, ROWS, ROWS), "{}", daemon.log());
 }

@@ -43,9 +43,7 @@ impl Scene {
         let client = database.connect().await;
         counted_table(&database, &client, ROWS).await;
         let folder = tempfile::tempdir().unwrap();
-        // A batch that gets no answer is given up after ten times the statement's time and 10 s.
-        let text = counted_job(10_000) + "statement_timeout = '1s'\n";
-        let job = job_file(folder.path(), "counted.toml", &text);
+        let job = job_file(folder.path(), "counted.toml", &counted_job(10_000));
         let url = cluster.url(database.name());
         let daemon = Daemon::start(&url, &["--until-idle", "--job", job.to_str().unwrap()]);
         until("a third of the walk", PATIENCE, async || {

@@ -86,7 +86,9 @@ impl Cluster {
         let cluster = Self { folder, nodes, _etcd: etcd, _guard: guard };
         until("a replica to stream from a primary", START_TIMEOUT, async || {
             let client = cluster.primary_now().await?.1;
-            let streams = "SELECT FROM pg_stat_replication WHERE state = 'streaming'";
+            // The copy that a replica begins with streams too.
+            let streams = "SELECT FROM pg_stat_replication \
+                 WHERE state = 'streaming' AND application_name LIKE 'node%'";
             client.query_opt(streams, &[]).await.ok().flatten()
         })
         .await;

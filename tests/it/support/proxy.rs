@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -10,6 +11,7 @@ pub(crate) struct Proxy {
     address: SocketAddr,
     /// The clients' ends of the open connections, and the server's.
     open: Arc<Mutex<Vec<(TcpStream, TcpStream)>>>,
+    is_silent: Arc<AtomicBool>,
 }
 
 impl Proxy {
@@ -19,15 +21,27 @@ impl Proxy {
         let address = listener.local_addr().expect("a bound socket has an address");
         let open = Arc::new(Mutex::new(Vec::new()));
         let accepted = Arc::clone(&open);
+        let is_silent = Arc::<AtomicBool>::default();
+        let silent = Arc::clone(&is_silent);
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", server_port)) else { continue };
-                pass(&client, &server);
-                pass(&server, &client);
+                pass(&client, &server, &silent);
+                pass(&server, &client, &silent);
                 accepted.lock().unwrap_or_else(PoisonError::into_inner).push((client, server));
             }
         });
-        Self { address, open }
+        Self { address, open, is_silent }
+    }
+
+    /// The port that it listens on.
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Takes everything from now on and passes nothing on: a server that hangs with its connections open.
+    pub(crate) fn fall_silent(&self) {
+        self.is_silent.store(true, Ordering::SeqCst);
     }
 
     /// The URL of `database` by way of the proxy.
@@ -50,14 +64,16 @@ impl Proxy {
     }
 }
 
-/// Copies what `from` says to `to`, in a thread, until one of them is gone.
-fn pass(from: &TcpStream, to: &TcpStream) {
+/// Copies what `from` says to `to`, in a thread, until one of them is gone. Nothing of it while `is_silent`.
+fn pass(from: &TcpStream, to: &TcpStream, is_silent: &Arc<AtomicBool>) {
+    let is_silent = Arc::clone(is_silent);
     let mut from = from.try_clone().expect("a descriptor can be doubled");
     let mut to = to.try_clone().expect("a descriptor can be doubled");
     thread::spawn(move || {
         let mut buffer = [0; 16384];
         while let Ok(count) = from.read(&mut buffer) {
-            if count == 0 || to.write_all(&buffer[..count]).is_err() {
+            let is_passed_on = is_silent.load(Ordering::SeqCst) || to.write_all(&buffer[..count]).is_ok();
+            if count == 0 || !is_passed_on {
                 break;
             }
         }
