@@ -100,16 +100,22 @@ fn missing(table: &toml::Table) -> Vec<String> {
     if !table.contains_key("table") {
         missing.push("table is missing: write table = \"public.users\"".to_owned());
     }
-    let operations = ["update", "delete", "copy", "move", "statement"];
-    let set = || table.get("update").and_then(|update| update.get("set"));
-    if !operations.iter().any(|key| table.contains_key(*key)) {
-        missing.push(
-            "no operation: add a section [update] with set = { column = \"SQL expression\" } and where"
-                .to_owned(),
-        );
-    } else if table.contains_key("update") && set().is_none() {
-        missing.push("update.set is missing: write set = { column = \"SQL expression\" }".to_owned());
+    let mut section_has_no = |section: &str, key: &str, example: &str| {
+        let found = table.get(section).and_then(toml::Value::as_table);
+        if found.is_some_and(|section| !section.contains_key(key)) {
+            missing.push(format!("{section}.{key} is missing: write {key} = {example}"));
+        }
+    };
+    let expressions = "{ column = \"SQL expression\" }";
+    section_has_no("update", "set", expressions);
+    for section in ["copy", "move"] {
+        section_has_no(section, "into", "\"schema.table\"");
+        section_has_no(section, "columns", expressions);
     }
+    for section in ["delete", "move"] {
+        section_has_no(section, "where", "\"SQL condition\", or \"true\" to take every row");
+    }
+    section_has_no("statement", "sql", "\"one statement that changes data and reads the relation batch\"");
     missing
 }
 
@@ -183,10 +189,28 @@ mod tests {
         assert!(told.starts_with("job.toml: finish is not supported by backfilld"), "{told}");
         let told = problems_of(&format!("{GOOD}[walk]\nsweeps = 3\n"));
         assert!(told.contains("walk.sweeps other than 0"), "{told}");
-        let told = problems_of("name='a'\ntable='t'\n[delete]\nwhere='x'");
-        assert!(told.contains("delete is not supported"), "{told}");
+    }
+
+    #[test]
+    fn a_job_does_one_thing() {
         let told = problems_of("name='a'\ntable='t'");
         assert!(told.contains("no operation"), "{told}");
+        let told = problems_of(&format!("{GOOD}[delete]\nwhere = 'true'\n"));
+        assert!(told.contains("[update] and [delete]: a job does one thing"), "{told}");
+        for (text, key) in [
+            ("[delete]", "delete.where is missing"),
+            ("[delete]\nwhere = ' '", "delete.where is empty"),
+            ("[copy]\ncolumns = { a = 'a' }", "copy.into is missing"),
+            ("[copy]\ninto = 'b'", "copy.columns is missing"),
+            ("[copy]\ninto = 'b'\ncolumns = {}", "copy.columns is empty"),
+            ("[copy]\ninto = 'b'\ncolumns = { a = 'a' }\non_conflict = 'ignore'", "copy.on_conflict must be"),
+            ("[move]\ninto = 'b'\ncolumns = { a = 'a' }", "move.where is missing"),
+            ("[statement]", "statement.sql is missing"),
+            ("[statement]\nsql = ''", "statement.sql is empty"),
+        ] {
+            let told = problems_of(&format!("name='a'\ntable='t'\n{text}\n"));
+            assert!(told.contains(key), "{text}: {told}");
+        }
     }
 
     #[test]

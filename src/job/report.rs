@@ -9,7 +9,9 @@ use super::preflight::Preflight;
 use super::spec::Spec;
 use crate::database::key_parameters;
 use crate::walk::estimate::{self, Estimate};
-use crate::walk::keyset::Start;
+use crate::walk::keyset::{Start, Table};
+use crate::walk::operation::{Destination, OnConflict};
+use crate::walk::{Keyset, Operation};
 
 /// A report on one job, for a person.
 ///
@@ -37,7 +39,7 @@ async fn tell(
     let mut text = String::new();
     let mut warnings = Vec::new();
     let role: String = client.query_typed_one("SELECT current_user::text", &[]).await?.get(0);
-    let columns: Vec<&str> = spec.update.set.keys().map(String::as_str).collect();
+    let operation = &preflight.operation;
 
     let _ = writeln!(text, "job         {}", spec.name);
     let _ = writeln!(text, "table       {}, {}", keyset.table, size(client, keyset.table.oid).await?);
@@ -51,7 +53,10 @@ async fn tell(
             crate::walk::keyset::Order::Descending => "highest first",
         }
     );
-    let _ = writeln!(text, "privileges  role {role} has SELECT, and UPDATE ({})", columns.join(", "));
+    if let Operation::Copy { into, .. } | Operation::Move { into, .. } = operation {
+        let _ = writeln!(text, "into        {}, {}", into.table, size(client, into.table.oid).await?);
+    }
+    let _ = writeln!(text, "privileges  role {role} has SELECT{}", privileges(operation));
 
     let ends = estimate::ends(client, keyset, spec.walk.from(), spec.walk.to()).await?;
     match &ends {
@@ -63,14 +68,21 @@ async fn tell(
             rows_line(client, spec, preflight, first, last, rows, &mut text).await?;
         }
     }
-    triggers(client, keyset.table.oid, &columns, &mut text).await?;
-    hot(client, keyset.table.oid, &columns, &mut text, &mut warnings).await?;
+    triggers(client, keyset, operation, &mut text).await?;
+    if let Operation::Update { set, .. } = operation {
+        hot(client, keyset.table.oid, &names(set), &mut text, &mut warnings).await?;
+    }
     if let Some((first, last)) = &ends {
         plans(client, spec, preflight, first, last, &mut text, &mut warnings).await?;
     }
-    if spec.update.filter.is_none() {
-        warnings
-            .push("no update.where: every row is written anew, even one that is right already".to_owned());
+    match operation {
+        Operation::Update { filter: None, .. } => warnings
+            .push("no update.where: every row is written anew, even one that is right already".to_owned()),
+        Operation::Copy { .. } => warnings.push(
+            "a row that is changed after it was copied stays as it was in the other table, unless the application writes there too".to_owned(),
+        ),
+        Operation::Delete { .. } | Operation::Move { .. } => cascades(client, keyset, &mut warnings).await?,
+        _ => {}
     }
     if !warnings.is_empty() {
         text.push('\n');
@@ -107,7 +119,7 @@ async fn rows_line(
         first.join(", "),
         last.join(", ")
     );
-    if let Some(filter) = &spec.update.filter {
+    if let Some(filter) = preflight.operation.filter() {
         let sql = format!(
             "EXPLAIN (FORMAT JSON) SELECT FROM ONLY {} WHERE {}",
             preflight.keyset.table.sql(),
@@ -115,19 +127,82 @@ async fn rows_line(
         );
         let plan: serde_json::Value = client.query_typed_one(&sql, &[]).await?.get(0);
         if let Some(matching) = plan.pointer("/0/Plan/Plan Rows").and_then(serde_json::Value::as_f64) {
-            let _ = write!(text, "; the planner expects {matching} in the table to match update.where");
+            let _ = write!(
+                text,
+                "; the planner expects {matching} in the table to match {}.where",
+                spec.operation().name()
+            );
         }
     }
     text.push('\n');
     Ok(())
 }
 
+fn names(columns: &[(String, String)]) -> Vec<&str> {
+    columns.iter().map(|(column, _)| column.as_str()).collect()
+}
+
+/// The rights that an operation needs besides reading.
+fn privileges(operation: &Operation) -> String {
+    let inserts =
+        |into: &Destination| format!("INSERT ({}) on {}", names(&into.columns).join(", "), into.table);
+    match operation {
+        Operation::Update { set, .. } => format!(", and UPDATE ({})", names(set).join(", ")),
+        Operation::Delete { .. } => ", and DELETE".to_owned(),
+        Operation::Copy { into, on_conflict, .. } => {
+            let update = if let Some(OnConflict::Update { .. }) = on_conflict { " and UPDATE" } else { "" };
+            format!(", and {}{update}", inserts(into))
+        }
+        Operation::Move { into, .. } => format!(" and DELETE, and {}", inserts(into)),
+        Operation::Statement { .. } => ", and what the statement needs".to_owned(),
+    }
+}
+
+/// The triggers that an operation fires.
 async fn triggers(
     client: &impl GenericClient,
-    table: u32,
-    columns: &[&str],
+    keyset: &Keyset,
+    operation: &Operation,
     text: &mut String,
 ) -> Result<(), tokio_postgres::Error> {
+    const INSERT: i16 = 4;
+    const DELETE: i16 = 8;
+    const UPDATE: i16 = 16;
+    let walked = &keyset.table;
+    let fired = match operation {
+        Operation::Update { set, .. } => vec![(walked, UPDATE, names(set))],
+        Operation::Delete { .. } => vec![(walked, DELETE, Vec::new())],
+        Operation::Copy { into, on_conflict, .. } => {
+            let updates = matches!(on_conflict, Some(OnConflict::Update { .. }));
+            let event = if updates { INSERT | UPDATE } else { INSERT };
+            vec![(&into.table, event, names(&into.columns))]
+        }
+        Operation::Move { into, .. } => {
+            vec![(walked, DELETE, Vec::new()), (&into.table, INSERT, Vec::new())]
+        }
+        Operation::Statement { .. } => {
+            text.push_str("triggers    those of the tables that the statement changes\n");
+            return Ok(());
+        }
+    };
+    let mut found = false;
+    for (table, event, columns) in fired {
+        found |= triggers_of(client, table, event, &columns, text).await?;
+    }
+    if !found {
+        text.push_str("triggers    none will fire\n");
+    }
+    Ok(())
+}
+
+/// Tells the triggers of one table. `event` is made of the bits of `pg_trigger.tgtype`.
+async fn triggers_of(
+    client: &impl GenericClient,
+    table: &Table,
+    event: i16,
+    columns: &[&str],
+    text: &mut String,
+) -> Result<bool, tokio_postgres::Error> {
     let rows = client
         .query_typed(
             "SELECT t.tgname,
@@ -135,22 +210,52 @@ async fn triggers(
                     || CASE WHEN (t.tgtype & 1) <> 0 THEN ' each row' ELSE ' each batch' END,
                     t.tgfoid::regproc::text
              FROM pg_trigger t
-             WHERE t.tgrelid = $1 AND NOT t.tgisinternal AND (t.tgtype & 16) <> 0
+             WHERE t.tgrelid = $1 AND NOT t.tgisinternal AND (t.tgtype & $3) <> 0
                AND t.tgenabled IN ('O', 'A')
                -- UPDATE OF some columns fires for those columns only.
-               AND (t.tgattr = ''::int2vector
+               AND (t.tgattr = ''::int2vector OR (t.tgtype & $3 & ~16) <> 0
                     OR EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = $1
                                AND a.attnum = ANY (t.tgattr::int2[]) AND a.attname = ANY ($2)))
              ORDER BY t.tgname",
-            &[(&table, Type::OID), (&columns, Type::TEXT_ARRAY)],
+            &[(&table.oid, Type::OID), (&columns, Type::TEXT_ARRAY), (&event, Type::INT2)],
         )
         .await?;
-    if rows.is_empty() {
-        text.push_str("triggers    none will fire\n");
-    }
     for row in &rows {
         let (name, when, function): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
-        let _ = writeln!(text, "triggers    {name} fires {when}: {function}()");
+        let _ = writeln!(text, "triggers    {name} on {table} fires {when}: {function}()");
+    }
+    Ok(!rows.is_empty())
+}
+
+/// Tells the tables whose rows refer to those that go.
+async fn cascades(
+    client: &impl GenericClient,
+    keyset: &Keyset,
+    warnings: &mut Vec<String>,
+) -> Result<(), tokio_postgres::Error> {
+    let rows = client
+        .query_typed(
+            "SELECT c.conrelid::regclass::text, c.conname::text, c.confdeltype::text,
+                    EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.conrelid AND i.indisvalid
+                            AND i.indkey[0] = ANY (c.conkey))
+             FROM pg_constraint c
+             WHERE c.confrelid = $1 AND c.contype = 'f' AND c.conparentid = 0 ORDER BY 1, 2",
+            &[(&keyset.table.oid, Type::OID)],
+        )
+        .await?;
+    for row in &rows {
+        let (table, constraint, action): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
+        let what = match action {
+            "c" => "are deleted with it",
+            "n" | "d" => "are changed with it",
+            _ => "keep it from being deleted",
+        };
+        warnings.push(format!("rows of {table} that refer to a row ({constraint}) {what}"));
+        if !row.get::<_, bool>(3) {
+            warnings.push(format!(
+                "{table} has no index for {constraint}: all of it is read for every row that is deleted; create one (CREATE INDEX CONCURRENTLY)"
+            ));
+        }
     }
     Ok(())
 }
@@ -217,7 +322,7 @@ async fn plans(
     let bound_plan = explain(client, &bound, &parameters).await?;
 
     let end = end.unwrap_or_else(|| last.to_vec());
-    let update = keyset.update_sql(&preflight.change, Start::After, first, &end);
+    let update = preflight.operation.sql(keyset, Start::After, first, &end);
     let values = [key_parameters(first, &types), key_parameters(&end, &types)].concat();
     let range: Vec<(&(dyn ToSql + Sync), Type)> =
         values.iter().map(|(value, kind)| (value as &(dyn ToSql + Sync), kind.clone())).collect();

@@ -3,10 +3,10 @@
 //! What a file leaves out stays out here and in the database; the accessors give the defaults.
 
 mod keys;
+mod operation;
 mod schedule;
 mod throttle;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,7 @@ use crate::walk::keyset::Order;
 use crate::walk::sizer;
 
 pub use keys::KNOWN_KEYS;
+pub use operation::{Copy, Delete, Move, Named, OnConflict, Statement, Update};
 pub use schedule::Schedule;
 pub use throttle::Throttle;
 
@@ -30,8 +31,21 @@ pub struct Spec {
     /// Not supported yet unless empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hold_before: Vec<String>,
-    /// What to change.
-    pub update: Update,
+    /// Rows get new values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<Update>,
+    /// Rows go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delete: Option<Delete>,
+    /// Rows are written to another table too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<Copy>,
+    /// Rows go to another table.
+    #[serde(default, rename = "move", skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<Move>,
+    /// Whatever a statement does with the rows' keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statement: Option<Statement>,
     /// Where to walk.
     #[serde(default, skip_serializing_if = "is_default")]
     pub walk: Walk,
@@ -47,17 +61,6 @@ pub struct Spec {
     /// At which hours it may run.
     #[serde(default, skip_serializing_if = "is_default")]
     pub schedule: Schedule,
-}
-
-/// Rows get new values.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Update {
-    /// Columns and SQL expressions.
-    pub set: BTreeMap<String, String>,
-    /// Which rows: an SQL condition. All without one.
-    #[serde(rename = "where", skip_serializing_if = "Option::is_none")]
-    pub filter: Option<String>,
 }
 
 /// More workers than any server has use for.
@@ -254,19 +257,7 @@ impl Spec {
             !self.hold_before.is_empty(),
             "hold_before is not supported yet by this version: leave it out, or submit the job when it may start",
         );
-        wrong(self.update.set.is_empty(), "update.set is empty: write set = { column = \"SQL expression\" }");
-        for (column, expression) in &self.update.set {
-            wrong(
-                expression.trim().is_empty(),
-                &format!(
-                    "update.set.{column} is empty: write an SQL expression, or \"NULL\" to clear the column"
-                ),
-            );
-        }
-        wrong(
-            self.update.filter.as_ref().is_some_and(|filter| filter.trim().is_empty()),
-            "update.where is empty: write an SQL condition, or leave it out to change every row",
-        );
+        self.operation_problems(&mut wrong);
         self.walk_problems(&mut wrong);
         self.batch_problems(&mut wrong);
         let limits = &self.limits;

@@ -333,6 +333,18 @@ pub async fn advance(
     }
 }
 
+/// Fails the transaction of a batch that moved rows of which not all have arrived.
+pub async fn require_moved(
+    client: &impl GenericClient,
+    state: &State,
+    rows_out: i64,
+    rows_in: i64,
+) -> Result<(), tokio_postgres::Error> {
+    let sql = state.sql("SELECT {s}.require_moved($1, $2)");
+    client.execute_typed(&sql, &[(&rows_out, Type::INT8), (&rows_in, Type::INT8)]).await?;
+    Ok(())
+}
+
 /// Writes down a better estimate of how many rows the slice has in all, as long as it ends at `last_key`.
 pub async fn estimate(
     client: &impl GenericClient,

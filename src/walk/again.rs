@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use super::batch::Plan;
+use super::batch::{self, Plan};
 use super::keyset::Start;
 use super::parameters::Parameters;
 use crate::database::{Failure, describe, describe_with_detail};
@@ -38,10 +38,11 @@ pub async fn row(
     if !passed {
         return Ok(Again::Taken);
     }
-    let sql = plan.keyset.update_sql(&plan.change, Start::At, &row.key, &row.key);
+    let sql = plan.operation.sql(&plan.keyset, Start::At, &row.key, &row.key);
     let parameters = Parameters::new(&plan.keyset, &row.key, &row.key);
-    let changed = match transaction.execute_typed(&sql, &parameters.all()).await {
-        Ok(rows) => i64::try_from(rows).expect("one key, one row"),
+    let changed = match batch::carry_out(&transaction, state, &plan.operation, &sql, &parameters.all()).await
+    {
+        Ok(rows) => i64::try_from(rows).expect("a batch changes fewer rows"),
         Err(error) if Failure::of_row(&error) == Failure::Data => {
             transaction.rollback().await?;
             let sqlstate = error.code().map_or("", |code| code.code());
@@ -57,5 +58,5 @@ pub async fn row(
         return Ok(Again::Taken);
     }
     transaction.commit().await?;
-    Ok(if changed == 1 { Again::Changed } else { Again::NothingToDo })
+    Ok(if changed > 0 { Again::Changed } else { Again::NothingToDo })
 }

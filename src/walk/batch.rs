@@ -4,7 +4,7 @@
 //! BEGIN; SET LOCAL ...; pass the job's gate      -- somebody pauses the job? come back later
 //! read cursor, job state    (under our epoch)    -- the lease is gone? give up
 //! find the batch's last key (index, OFFSET n-1)
-//! UPDATE ... WHERE key in (cursor, last key]
+//! change the rows with a key in (cursor, last key]
 //! move the cursor; COMMIT   (under our epoch)    -- the lease is gone? an error rolls it all back
 //! ```
 //!
@@ -21,10 +21,11 @@ use std::time::{Duration, Instant};
 use deadpool_postgres::ClientWrapper;
 use futures_util::future;
 use postgres_types::Type;
-use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_postgres::{Client, GenericClient, SimpleQueryMessage};
 
-use super::keyset::{self, Keyset, Start};
-use super::parameters::Parameters;
+use super::keyset::{Keyset, Start};
+use super::operation::Operation;
+use super::parameters::{Parameters, Typed};
 use crate::database::{Failure, Pooler, describe, describe_with_detail, literal};
 use crate::state::{State, StateError, job, quarantine, slice};
 
@@ -34,7 +35,7 @@ pub struct Plan {
     /// The table and its key.
     pub keyset: Keyset,
     /// What is done to the rows.
-    pub change: keyset::Change,
+    pub operation: Operation,
     /// The revision of the job's spec that this plan was made from.
     pub job_revision: i32,
     /// How long a batch may wait for a lock.
@@ -419,8 +420,8 @@ async fn change_rows(
         client.batch_execute("SAVEPOINT row").await.map_err(at())?;
     }
     let range = Parameters::new(&plan.keyset, &extent.start_key, &extent.last_key);
-    let sql = plan.keyset.update_sql(&plan.change, extent.start, &extent.start_key, &extent.last_key);
-    let error = match client.execute_typed(&sql, &range.all()).await {
+    let sql = plan.operation.sql(&plan.keyset, extent.start, &extent.start_key, &extent.last_key);
+    let error = match carry_out(client, state, &plan.operation, &sql, &range.all()).await {
         Ok(rows) => return Ok(Change::Rows(rows)),
         Err(error) if is_single && Failure::of_row(&error) == Failure::Data => error,
         Err(error) => return Err(BatchError { step: Step::Rows, error }),
@@ -438,4 +439,24 @@ async fn change_rows(
         .await
         .map_err(BatchError::at_state(Step::Rows))?;
     Ok(Change::SetAside(row))
+}
+
+/// Runs the statement of an operation, and tells how many rows it changed. A row that is moved and does not arrive,
+/// since a trigger of the other table has refused it, is an error like any other of that row.
+pub(super) async fn carry_out(
+    client: &impl GenericClient,
+    state: &State,
+    operation: &Operation,
+    sql: &str,
+    parameters: &[Typed<'_>],
+) -> Result<u64, tokio_postgres::Error> {
+    let Operation::Move { .. } = operation else {
+        return client.execute_typed(sql, parameters).await;
+    };
+    let row = client.query_typed_one(sql, parameters).await?;
+    let (gone, kept): (i64, i64) = (row.get(0), row.get(1));
+    if gone != kept {
+        slice::require_moved(client, state, gone, kept).await?;
+    }
+    Ok(u64::try_from(kept).expect("a count is not negative"))
 }

@@ -96,13 +96,13 @@ pub enum Start {
     After,
 }
 
-/// What a batch does to the rows of its range.
+/// How a statement on the table comes to the rows of a key range.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
-    /// Columns and the SQL expressions of their new values.
-    pub set: Vec<(String, String)>,
-    /// Which rows; all without one.
-    pub filter: Option<String>,
+pub struct Rows {
+    /// A relation of the rows' keys that the table is joined with.
+    pub from: Option<String>,
+    /// The condition of the rows.
+    pub condition: String,
 }
 
 /// A table and the key that a walk follows through it.
@@ -170,7 +170,8 @@ impl Keyset {
     }
 
     /// The key's columns as SQL.
-    pub(super) fn column_list(&self) -> String {
+    #[must_use]
+    pub fn column_list(&self) -> String {
         let columns: Vec<String> = self.columns.iter().map(|column| identifier(&column.name)).collect();
         columns.join(", ")
     }
@@ -269,57 +270,48 @@ impl Keyset {
         )
     }
 
-    /// Changes the rows of a range, whose ends are given to choose the form of the statement.
-    ///
-    /// The filter stands in a CASE, which keeps its meaning and hides it from index matching: a batch
-    /// must read its key range, never all the rows of the table that an index on the filter's columns
-    /// would offer.
-    #[must_use]
-    pub fn update_sql(
-        &self,
-        change: &Change,
-        start: Start,
-        start_key: &[String],
-        end_key: &[String],
-    ) -> String {
-        let set: Vec<String> = change
-            .set
-            .iter()
-            .map(|(column, expression)| format!("{} = {}", identifier(column), enclosed(expression)))
-            .collect();
-        let filter = match &change.filter {
-            None => String::new(),
-            Some(filter) => format!("\n  AND CASE WHEN {} THEN true ELSE false END", enclosed(filter)),
-        };
-        let head = format!("UPDATE ONLY {}\nSET {}", self.table.sql(), set.join(",\n    "));
-        let width = self.columns.len();
-        // Equal as text is equal; equal values that are written differently only miss a short cut.
+    /// How many leading values of two keys are equal, the last one of a key left out. Equal as text is equal;
+    /// equal values that are written differently only miss a short cut.
+    fn shared(&self, start_key: &[String], end_key: &[String]) -> usize {
         let same = start_key.iter().zip(end_key).take_while(|(one, other)| one == other).count();
-        let shared = same.min(width - 1);
-        if !self.has_rival_index || shared + 1 == width {
-            return format!("{head}\nWHERE {}{filter}", self.range_within(start, shared));
+        same.min(self.columns.len() - 1)
+    }
+
+    /// How a statement that changes rows comes to those of a range, whose ends are given to choose its form.
+    #[must_use]
+    pub fn rows(&self, start: Start, start_key: &[String], end_key: &[String]) -> Rows {
+        let shared = self.shared(start_key, end_key);
+        if !self.has_rival_index || shared + 1 == self.columns.len() {
+            return Rows { from: None, condition: self.range_within(start, shared) };
         }
         // The batch crosses from one leading value to the next. Its rows are found in the key's order
         // first, then each by its whole key. Not by its ctid: a row that somebody else has just updated
         // has another one, and would be skipped.
         let batch = identifier("backfilld batch");
-        let (mut columns, mut aliases, mut matches) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut aliases, mut matches) = (Vec::new(), Vec::new());
         for (number, column) in (1..).zip(&self.columns) {
             let alias = identifier(&format!("backfilld key {number}"));
             let name = identifier(&column.name);
             let collate = column.collation.as_ref().map_or(String::new(), |name| format!(" COLLATE {name}"));
             matches.push(format!("{}.{name}{collate} = {batch}.{alias}", identifier(&self.table.name)));
-            columns.push(name);
             aliases.push(alias);
         }
+        let keys = self.keys_sql(start, start_key, end_key).replace('\n', "\n      ");
+        Rows {
+            from: Some(format!("({keys}) AS {batch} ({})", aliases.join(", "))),
+            condition: matches.join(" AND "),
+        }
+    }
+
+    /// The keys of a range, in the order of the walk.
+    #[must_use]
+    pub fn keys_sql(&self, start: Start, start_key: &[String], end_key: &[String]) -> String {
         format!(
-            "{head}\nFROM (SELECT {columns}\n      FROM ONLY {table}\n      WHERE {range}\n      ORDER BY {order}) AS {batch} ({aliases})\nWHERE {matches}{filter}",
-            columns = columns.join(", "),
+            "SELECT {columns}\nFROM ONLY {table}\nWHERE {range}\nORDER BY {order}",
+            columns = self.column_list(),
             table = self.table.sql(),
-            range = self.range_within(start, shared),
+            range = self.range_within(start, self.shared(start_key, end_key)),
             order = self.order_by(self.order),
-            aliases = aliases.join(", "),
-            matches = matches.join(" AND "),
         )
     }
 

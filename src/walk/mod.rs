@@ -3,7 +3,7 @@
 //! May use `database` and `state`. Knows nothing of job files, daemons, throttles or HTTP: what to
 //! change comes in as a [`Plan`], how many rows as a number, and what happened goes out.
 //!
-//! Read in this order: [`keyset`] (the SQL), [`batch`] (the transaction), [`sizer`] and
+//! Read in this order: [`keyset`] (the SQL of a key range), [`operation`] (the SQL that changes its rows), [`batch`] (the transaction), [`sizer`] and
 //! [`isolation`] (how many rows), [`key`] (which index), [`estimate`] (how many there are), [`cut`] (where
 //! one worker's part ends and another's begins), [`again`] (rows that were set aside).
 
@@ -14,9 +14,11 @@ pub mod estimate;
 pub mod isolation;
 pub mod key;
 pub mod keyset;
+pub mod operation;
 mod parameters;
 pub mod read;
 pub mod sizer;
 
 pub use batch::Plan;
-pub use keyset::{Change, Keyset};
+pub use keyset::Keyset;
+pub use operation::Operation;

@@ -3,7 +3,7 @@
 use crate::job::known_keys::{FreeTable, Kind, KnownKeys, NotYet, Section};
 use crate::job::limit::AUTO;
 
-const NOT_AN_OPERATION_YET: &str = "this version runs [update] jobs";
+const EXPRESSION: &str = "\"SQL expression\", a text in quotes";
 const NO_FINISH: &str = "enforce constraints by a migration once the job is complete";
 
 const COUNT: &[(&str, Kind)] = &[("max", Kind::Whole), ("critical", Kind::Whole)];
@@ -17,6 +17,17 @@ pub const KNOWN_KEYS: KnownKeys = KnownKeys {
             keys: &[("name", Kind::Text), ("table", Kind::Text), ("hold_before", Kind::Texts)],
         },
         Section { path: "update", keys: &[("where", Kind::Text)] },
+        Section { path: "delete", keys: &[("where", Kind::Text)] },
+        Section {
+            path: "copy",
+            keys: &[
+                ("into", Kind::Text),
+                ("where", Kind::Text),
+                ("on_conflict", Kind::Choice(&["skip", "update"])),
+            ],
+        },
+        Section { path: "move", keys: &[("into", Kind::Text), ("where", Kind::Text)] },
+        Section { path: "statement", keys: &[("sql", Kind::Text)] },
         Section {
             path: "walk",
             keys: &[
@@ -75,12 +86,12 @@ pub const KNOWN_KEYS: KnownKeys = KnownKeys {
         Section { path: "schedule", keys: &[("windows", Kind::Texts), ("timezone", Kind::Text)] },
     ],
     not_yet: &[
-        NotYet { path: "delete", advice: NOT_AN_OPERATION_YET },
-        NotYet { path: "copy", advice: NOT_AN_OPERATION_YET },
-        NotYet { path: "move", advice: NOT_AN_OPERATION_YET },
-        NotYet { path: "statement", advice: NOT_AN_OPERATION_YET },
         NotYet { path: "finish", advice: NO_FINISH },
         NotYet { path: "sync", advice: "let the application write the column for new rows" },
     ],
-    free: &[FreeTable { path: "update.set", expected: "\"SQL expression\", a text in quotes" }],
+    free: &[
+        FreeTable { path: "update.set", expected: EXPRESSION },
+        FreeTable { path: "copy.columns", expected: EXPRESSION },
+        FreeTable { path: "move.columns", expected: EXPRESSION },
+    ],
 };

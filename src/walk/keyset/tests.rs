@@ -3,6 +3,7 @@
 use postgres_types::Kind;
 
 use super::*;
+use crate::walk::Operation;
 
 fn column(name: &str, type_name: &str) -> KeyColumn {
     KeyColumn {
@@ -31,12 +32,12 @@ fn a_batch_over_a_single_column() {
          WHERE \"id\" > $1::bigint AND \"id\" <= $2::bigint\n      ORDER BY \"id\"\n      \
          OFFSET $3::bigint LIMIT 1) bound"
     );
-    let change = Change {
+    let update = Operation::Update {
         set: vec![("email_normalized".to_owned(), "lower(email)".to_owned())],
         filter: Some("email_normalized IS NULL -- new".to_owned()),
     };
     assert_eq!(
-        keyset.update_sql(&change, Start::At, &["1".to_owned()], &["9".to_owned()]),
+        update.sql(&keyset, Start::At, &["1".to_owned()], &["9".to_owned()]),
         "UPDATE ONLY \"public\".\"users\"\nSET \"email_normalized\" = (lower(email))\n\
          WHERE \"id\" >= $1::bigint AND \"id\" <= $2::bigint\n  \
          AND CASE WHEN (\nemail_normalized IS NULL -- new\n) THEN true ELSE false END"
@@ -62,15 +63,15 @@ fn a_composite_key_is_compared_as_a_row() {
 fn a_rival_index_is_not_let_in() {
     let mut keyset = keyset(vec![column("tenant", "int"), column("id", "int")], Order::Ascending);
     keyset.has_rival_index = true;
-    let change = Change { set: vec![("done".to_owned(), "true".to_owned())], filter: None };
+    let update = Operation::Update { set: vec![("done".to_owned(), "true".to_owned())], filter: None };
     let key = |tenant: &str, id: &str| [tenant.to_owned(), id.to_owned()];
     assert_eq!(
-        keyset.update_sql(&change, Start::After, &key("5", "1"), &key("5", "9")),
+        update.sql(&keyset, Start::After, &key("5", "1"), &key("5", "9")),
         "UPDATE ONLY \"public\".\"users\"\nSET \"done\" = (true)\n\
          WHERE \"tenant\" = $1::int AND \"id\" > $2::int AND \"id\" <= $4::int"
     );
     assert_eq!(
-        keyset.update_sql(&change, Start::After, &key("5", "1"), &key("6", "9")),
+        update.sql(&keyset, Start::After, &key("5", "1"), &key("6", "9")),
         "UPDATE ONLY \"public\".\"users\"\nSET \"done\" = (true)\n\
          FROM (SELECT \"tenant\", \"id\"\n      FROM ONLY \"public\".\"users\"\n      \
          WHERE (\"tenant\", \"id\") > ($1::int, $2::int) AND (\"tenant\", \"id\") <= ($3::int, $4::int)\n      \

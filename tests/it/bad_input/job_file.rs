@@ -185,11 +185,7 @@ fn what_must_be_there_is_asked_for() {
 fn what_is_not_supported_yet_is_refused_by_name() {
     let operation = "name = 'a'\ntable = 't'\n";
     for (text, key) in [
-        (format!("{operation}[delete]\nwhere = 'true'\n"), "delete is not supported"),
-        (format!("{operation}[copy]\ninto = 'b'\n"), "copy is not supported"),
-        (format!("{operation}[move]\ninto = 'b'\n"), "move is not supported"),
-        (format!("{operation}[statement]\nsql = 'x'\n"), "statement is not supported"),
-        (format!("{GOOD}[delete]\nwhere = 'true'\n"), "delete is not supported"),
+        (format!("{GOOD}[delete]\nwhere = 'true'\n"), "[update] and [delete]: a job does one thing"),
         (format!("{GOOD}[finish]\nanalyze = true\n"), "finish is not supported"),
         (format!("{GOOD}[walk]\nsweeps = 3\n"), "walk.sweeps other than 0 is not supported"),
         (format!("hold_before = ['start']\n{GOOD}"), "hold_before is not supported"),
