@@ -11,6 +11,7 @@ mod failover;
 mod kills;
 mod life;
 mod metrics;
+mod operations;
 mod patroni;
 mod plans;
 mod pooler;

@@ -140,7 +140,6 @@ fn a_value_of_the_wrong_type_is_told_with_its_key() {
 /// What is expected must be said in the words of whoever writes a job file.
 #[test]
 fn no_message_speaks_rust() {
-    let operation = "name = 'a'\ntable = 'users'\n";
     let mut found = Vec::new();
     for text in [
         format!("{GOOD}[walk]\nworkers = 'two'\n"),
@@ -183,7 +182,6 @@ fn what_must_be_there_is_asked_for() {
 
 #[test]
 fn what_is_not_supported_yet_is_refused_by_name() {
-    let operation = "name = 'a'\ntable = 't'\n";
     for (text, key) in [
         (format!("{GOOD}[delete]\nwhere = 'true'\n"), "[update] and [delete]: a job does one thing"),
         (format!("{GOOD}[finish]\nanalyze = true\n"), "finish is not supported"),
