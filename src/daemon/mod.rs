@@ -11,6 +11,7 @@ mod leases;
 mod listener;
 mod metrics;
 mod pace;
+mod passes;
 mod signals;
 mod start;
 mod supervisor;

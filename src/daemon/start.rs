@@ -117,7 +117,7 @@ async fn prepare(
 }
 
 /// Finds the ends of the walk and how many rows lie between, under the settings of a batch.
-async fn measure(
+pub(super) async fn measure(
     client: &mut Client,
     spec: &Spec,
     preflight: &Preflight,

@@ -20,12 +20,12 @@ use super::signals::Signal;
 use super::start::StartError;
 use super::throttle::Throttle;
 use super::worker::{Ended, Mode};
-use super::{Options, backoff, metrics};
+use super::{Options, backoff, metrics, passes};
 use crate::database::{ConnectError, Database, Failure};
 use crate::http::Health;
 use crate::state::slice::{self, Claim};
 use crate::state::split::Rest;
-use crate::state::{Actor, State, StateError, daemon, event, job, status};
+use crate::state::{Actor, State, StateError, daemon, event, job, pass, status};
 use intake::Wanted;
 
 /// How often the database is asked when nothing is heard from it.
@@ -269,26 +269,35 @@ impl Supervisor {
         for job in job::resume_due(&**client, &self.state, &self.actor).await? {
             tracing::info!(%job, "job resumed: the time asked for is over");
         }
-        for job in job::complete_walked(&**client, &self.state, &self.actor).await? {
-            tracing::info!(%job, "job complete");
-            self.measured = None;
-        }
         let workers = slice::workers(&**client, &self.state, &self.name).await?;
         drop(client);
+        self.end_passes().await?;
         self.throttle.share(&workers);
         self.look_at_barred().await?;
         if *self.mode.borrow() == Mode::Walking {
             self.start_jobs().await?;
             self.claim_all().await?;
         }
-        let client = self.database.get().await?;
         // A job whose bounds hold no row has no slice to wait for.
-        for job in job::complete_walked(&**client, &self.state, &self.actor).await? {
-            tracing::info!(%job, "job complete");
-            self.measured = None;
-        }
+        self.end_passes().await?;
+        let client = self.database.get().await?;
         self.measure(&client).await?;
         self.ending(&client).await
+    }
+
+    /// Looks at the jobs of which no slice is left to walk: each ends, or is swept.
+    async fn end_passes(&mut self) -> Result<(), TurnError> {
+        let client = self.database.get().await?;
+        let walked = pass::walked(&**client, &self.state).await?;
+        drop(client);
+        for job in walked {
+            let ended = Box::pin(passes::end(&self.database, &self.state, &job, &self.actor)).await?;
+            match ended {
+                passes::Ended::Done => self.measured = None,
+                passes::Ended::Busy(reason) => self.put_off(&job, &reason),
+            }
+        }
+        Ok(())
     }
 
     fn worker_ended(&mut self, claim: &Claim, ended: &Ended) {

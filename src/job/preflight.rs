@@ -3,6 +3,7 @@
 mod bounds;
 mod expressions;
 mod operation;
+mod sweeps;
 mod table;
 
 use tokio_postgres::Client;
@@ -12,6 +13,7 @@ use crate::database::describe;
 use crate::state::job::Record;
 use crate::walk::key::{self, KeyError};
 use crate::walk::{Keyset, Operation, Plan};
+pub use sweeps::Swept;
 use table::{Purpose, Rule};
 
 /// An EXPLAIN locks the table as its statement would, if only for a moment. It must not queue behind
@@ -36,6 +38,8 @@ pub struct Preflight {
     pub keyset: Keyset,
     /// What is done to the rows.
     pub operation: Operation,
+    /// What passes there are behind the walk.
+    pub swept: Swept,
 }
 
 impl Preflight {
@@ -45,6 +49,7 @@ impl Preflight {
         Plan {
             keyset: self.keyset.clone(),
             operation: self.operation.clone(),
+            sweeps: self.swept.sweeps.clone(),
             job_revision,
             lock_timeout: spec.limits.lock_timeout(),
             statement_timeout: spec.limits.statement_timeout(),
@@ -128,10 +133,12 @@ pub async fn examine(
         Some(keyset) if problems.is_empty() => {
             // A right that is missing, or a column that is not there, would be told again by every expression.
             operation::expressions(client, &keyset, spec, &operation, &mut problems).await?;
-            if problems.is_empty() {
-                Ok(Preflight { keyset, operation })
-            } else {
-                Err(PreflightError::Problems(problems))
+            if !problems.is_empty() {
+                return Err(PreflightError::Problems(problems));
+            }
+            match sweeps::examine(client, &keyset, spec).await? {
+                Ok(swept) => Ok(Preflight { keyset, operation, swept }),
+                Err(told) => Err(problem(told)),
             }
         }
         _ => Err(PreflightError::Problems(problems)),

@@ -75,6 +75,14 @@ async fn tell(
     if let Some((first, last)) = &ends {
         plans(client, spec, preflight, first, last, &mut text, &mut warnings).await?;
     }
+    let swept = &preflight.swept;
+    let _ = match &swept.why_not {
+        Some(why) => writeln!(text, "sweeps      none: {why}"),
+        None if swept.sweeps.most == 0 => writeln!(text, "sweeps      none, as walk.sweeps says"),
+        None => {
+            writeln!(text, "sweeps      up to {}, for rows that appear behind the walk", swept.sweeps.most)
+        }
+    };
     match operation {
         Operation::Update { filter: None, .. } => warnings
             .push("no update.where: every row is written anew, even one that is right already".to_owned()),

@@ -63,6 +63,9 @@ pub struct Spec {
     pub schedule: Schedule,
 }
 
+/// More passes than anybody waits for.
+const MOST_SWEEPS: u32 = 100;
+
 /// More workers than any server has use for.
 const MOST_WORKERS: u32 = 64;
 
@@ -89,6 +92,12 @@ impl Walk {
     #[must_use]
     pub fn key(&self) -> Option<&[String]> {
         self.key.as_deref()
+    }
+
+    /// How many passes follow the walk at most, where the job file says so.
+    #[must_use]
+    pub fn sweeps(&self) -> Option<u32> {
+        self.sweeps
     }
 
     /// How many slices a daemon walks at once.
@@ -289,9 +298,15 @@ impl Spec {
             walk.workers.is_some_and(|workers| !(1..=MOST_WORKERS).contains(&workers)),
             "walk.workers must be from 1 to 64",
         );
+        wrong(walk.sweeps.is_some_and(|sweeps| sweeps > MOST_SWEEPS), "walk.sweeps must be from 0 to 100");
+        let can_be_swept = self.operations().all(|operation| match operation {
+            Named::Copy(_) => operation.skips(),
+            Named::Update(_) | Named::Delete(_) | Named::Move(_) => operation.filter().is_some(),
+            Named::Statement(_) => false,
+        });
         wrong(
-            walk.sweeps.is_some_and(|sweeps| sweeps != 0),
-            "walk.sweeps other than 0 is not supported yet by this version: rows that are inserted behind the walk must be written by the application",
+            walk.sweeps.is_some_and(|sweeps| sweeps > 0) && !can_be_swept,
+            "walk.sweeps needs rows that show whether they were done: update.where, or copy.on_conflict = \"skip\"; set it to 0 or leave it out",
         );
     }
 

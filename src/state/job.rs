@@ -9,7 +9,7 @@ use postgres_types::{ToSql, Type};
 use serde_json::Value;
 use tokio_postgres::{Client, GenericClient, Transaction};
 
-use super::{Actor, State, StateError, event, slice};
+use super::{Actor, State, StateError, event, pass, slice};
 
 /// Whether a change that was asked for had anything to do.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,6 +39,10 @@ pub struct Record {
     pub table_rows: i64,
 }
 
+/// The columns that [`record`] reads.
+pub(super) const RECORD_COLUMNS: &str =
+    "name, spec, revision, key_columns, coalesce(table_rows, 0), key_index, table_oid";
+
 /// Locks the oldest pending job that is not in `except` and that no other daemon is just starting.
 pub async fn lock_next_pending(
     transaction: &Transaction<'_>,
@@ -47,11 +51,11 @@ pub async fn lock_next_pending(
 ) -> Result<Option<Record>, StateError> {
     let row = transaction
         .query_typed_opt(
-            &state.sql(
-                "SELECT name, spec, revision, key_columns, coalesce(table_rows, 0), key_index, table_oid FROM {s}.job
+            &state.sql(&format!(
+                "SELECT {RECORD_COLUMNS} FROM {{s}}.job
                  WHERE state = 'pending' AND name <> ALL ($1) ORDER BY submitted_at, name
-                 LIMIT 1 FOR UPDATE SKIP LOCKED",
-            ),
+                 LIMIT 1 FOR UPDATE SKIP LOCKED"
+            )),
             &[(&except, Type::TEXT_ARRAY)],
         )
         .await?;
@@ -62,9 +66,7 @@ pub async fn lock_next_pending(
 pub async fn load(client: &impl GenericClient, state: &State, name: &str) -> Result<Record, StateError> {
     let row = client
         .query_typed_opt(
-            &state.sql(
-                "SELECT name, spec, revision, key_columns, coalesce(table_rows, 0), key_index, table_oid FROM {s}.job WHERE name = $1",
-            ),
+            &state.sql(&format!("SELECT {RECORD_COLUMNS} FROM {{s}}.job WHERE name = $1")),
             &[(&name, Type::TEXT)],
         )
         .await?;
@@ -87,7 +89,7 @@ pub async fn runs_as(
     Ok(client.query_typed_one(&state.sql(sql), &parameters).await?.get(0))
 }
 
-fn record(row: &tokio_postgres::Row) -> Record {
+pub(super) fn record(row: &tokio_postgres::Row) -> Record {
     Record {
         name: row.get(0),
         spec: row.get(1),
@@ -139,7 +141,7 @@ pub async fn start(
             ],
         )
         .await?;
-    slice::insert(transaction, state, name, slices).await?;
+    pass::insert(transaction, state, name, 0, slices).await?;
     let reason = match slices {
         [] => "no row lies within the bounds of the walk".to_owned(),
         _ => format!(
@@ -151,40 +153,40 @@ pub async fn start(
     event::record(transaction, state, Some(name), "started", actor, &reason).await
 }
 
-/// Ends every running job of which no slice is left to walk; returns their names.
+/// Ends a locked job that is walked to its end. `note` is what else a person should know.
 ///
 /// The commit waits for the disk, whatever the session's setting, and hardens all batches with it.
-pub async fn complete_walked(
-    client: &impl GenericClient,
+pub async fn complete(
+    transaction: &Transaction<'_>,
     state: &State,
+    name: &str,
+    note: Option<&str>,
     actor: &Actor,
-) -> Result<Vec<String>, StateError> {
-    let rows = client
-        .query_typed(
+) -> Result<(), StateError> {
+    transaction
+        .execute_typed(
             &state.sql(
                 "WITH walked AS (
-                     UPDATE {s}.job j SET state = 'complete', finished_at = clock_timestamp(), error = NULL
-                     WHERE j.state = 'running'
-                       AND NOT EXISTS (SELECT FROM {s}.slice s WHERE s.job = j.name AND s.finished_at IS NULL)
-                     RETURNING j.name
+                     UPDATE {s}.job SET state = 'complete', finished_at = clock_timestamp(), error = NULL
+                     WHERE name = $1 RETURNING name
                  ), told AS (
                      INSERT INTO {s}.event (job, kind, actor, reason)
-                     SELECT w.name, 'complete', $1,
+                     SELECT w.name, 'complete', $2,
                             coalesce(sum(s.rows_changed), 0) || ' rows changed, '
-                            || coalesce(sum(s.rows_scanned), 0) || ' scanned, '
+                            || coalesce(sum(s.rows_scanned) FILTER (WHERE s.sweep = 0), 0) || ' scanned, '
                             || coalesce(sum(s.rows_quarantined), 0) || ' quarantined'
+                            || coalesce('; ' || $3, '')
                      FROM walked w LEFT JOIN {s}.slice s ON s.job = w.name GROUP BY w.name
                  )
-                 SELECT name, set_config('synchronous_commit',
-                                         CASE current_setting('synchronous_commit')
-                                             WHEN 'off' THEN 'on'
-                                             ELSE current_setting('synchronous_commit') END, true)
-                 FROM walked",
+                 SELECT set_config('synchronous_commit',
+                                   CASE current_setting('synchronous_commit')
+                                       WHEN 'off' THEN 'on'
+                                       ELSE current_setting('synchronous_commit') END, true)",
             ),
-            &[(&actor.0, Type::TEXT)],
+            &[(&name, Type::TEXT), (&actor.0, Type::TEXT), (&note, Type::TEXT)],
         )
         .await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    Ok(())
 }
 
 /// Ends a job as failed, unless it has ended or was paused or cancelled meanwhile.
@@ -283,8 +285,13 @@ pub async fn resume(
     actor: &Actor,
 ) -> Result<Changed, StateError> {
     let sets = "state = CASE WHEN started_at IS NULL THEN 'pending' ELSE 'running' END, resume_at = NULL";
-    let change =
-        Change { from: &["paused"], already: &["pending", "running", "finishing"], sets, past: "resumed" };
+    let change = Change {
+        from: &["paused"],
+        already: &["pending", "running", "finishing"],
+        sets,
+        past: "resumed",
+        sweeps_again: false,
+    };
     change.carry_out(client, state, name, actor, "asked to resume").await
 }
 
@@ -300,6 +307,7 @@ pub async fn cancel(
         already: &["cancelled"],
         sets: "state = 'cancelled', resume_at = NULL, finished_at = clock_timestamp()",
         past: "cancelled",
+        sweeps_again: false,
     };
     change.carry_out(client, state, name, actor, "asked to cancel").await
 }
@@ -317,6 +325,7 @@ pub async fn retry(
         sets: "state = CASE WHEN started_at IS NULL THEN 'pending' ELSE 'running' END,
                error = NULL, finished_at = NULL",
         past: "retried",
+        sweeps_again: true,
     };
     change.carry_out(client, state, name, actor, "asked to go on from the cursor").await
 }
@@ -369,6 +378,7 @@ struct Change {
     already: &'static [&'static str],
     sets: &'static str,
     past: &'static str,
+    sweeps_again: bool,
 }
 
 impl Change {
@@ -383,9 +393,15 @@ impl Change {
         let sql = state.sql(&format!(
             "WITH changed AS (
                  UPDATE {{s}}.job SET {} WHERE name = $1 AND state = ANY($2) RETURNING name
+             ), passed AS (
+                 -- Sweeps that came to their end and found too many rows begin again.
+                 UPDATE {{s}}.slice s SET sweep = -1
+                 FROM changed
+                 WHERE {} AND s.job = $1 AND s.sweep > 0
+                   AND NOT EXISTS (SELECT FROM {{s}}.slice WHERE job = $1 AND finished_at IS NULL)
              )
              INSERT INTO {{s}}.event (job, kind, actor, reason) SELECT name, $3, $4, $5 FROM changed",
-            self.sets
+            self.sets, self.sweeps_again
         ));
         let rows = client
             .execute_typed(

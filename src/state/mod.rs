@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod event;
 pub mod heartbeat;
 pub mod job;
+pub mod pass;
 pub mod quarantine;
 pub mod slice;
 pub mod split;

@@ -39,6 +39,13 @@ pub async fn set_aside(
     Ok(())
 }
 
+/// Whether the row whose key, as an array of texts, is `key` as SQL is set aside.
+#[must_use]
+pub fn holds_sql(state: &State, job: &str, key: &str) -> String {
+    let job = crate::database::literal(job);
+    state.sql(&format!("({key} = ANY (SELECT q.key FROM {{s}}.quarantine q WHERE q.job = {job}))"))
+}
+
 /// How many rows of a job are set aside. Whoever asks in a transaction is the only one that sets some aside until
 /// its end: two workers that count at once would both find room for one more.
 pub async fn count(client: &impl GenericClient, state: &State, job: &str) -> Result<i64, StateError> {

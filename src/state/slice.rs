@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use deadpool_postgres::ClientWrapper;
 use postgres_types::{ToSql, Type};
+use tokio_postgres::GenericClient;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{GenericClient, Transaction};
 
 use super::{Actor, State, StateError};
 use crate::database::{Pooler, Repeated};
@@ -54,6 +54,8 @@ pub struct Claim {
     pub first_key: Vec<String>,
     /// Its last key, as it was when it was claimed.
     pub last_key: Vec<String>,
+    /// 0: it is of the walk. From 1 on: of this sweep.
+    pub sweep: i32,
 }
 
 /// Where a slice's walk stands, read inside the transaction of a batch.
@@ -93,6 +95,12 @@ pub struct Advance<'a> {
     pub rows_changed: i64,
     /// Rows set aside.
     pub rows_quarantined: i64,
+    /// Rows that a sweep found due and has not changed.
+    pub rows_left: i64,
+    /// Rows that match and would all the same once changed.
+    pub rows_still_matching: i64,
+    /// The key of one of them.
+    pub example_key: Option<&'a [String]>,
     /// Whether this was the last batch of the slice.
     pub finished: bool,
     /// The pace now, for the status.
@@ -101,34 +109,6 @@ pub struct Advance<'a> {
     pub active: Duration,
     /// How long the lease runs from now.
     pub lease: Duration,
-}
-
-/// Lays down the slices of a job that starts.
-pub(super) async fn insert(
-    transaction: &Transaction<'_>,
-    state: &State,
-    job: &str,
-    slices: &[Range],
-) -> Result<(), StateError> {
-    for (number, slice) in (0_i32..).zip(slices) {
-        transaction
-            .execute_typed(
-                &state.sql(
-                    "INSERT INTO {s}.slice (job, number, first_key, last_key, estimated_rows, cursor_key)
-                     VALUES ($1, $2, $3, $4, $5, CASE WHEN $6 THEN $3 END)",
-                ),
-                &[
-                    (&job, Type::TEXT),
-                    (&number, Type::INT4),
-                    (&slice.first_key, Type::TEXT_ARRAY),
-                    (&slice.last_key, Type::TEXT_ARRAY),
-                    (&slice.estimated_rows, Type::INT8),
-                    (&slice.first_is_others, Type::BOOL),
-                ],
-            )
-            .await?;
-    }
-    Ok(())
 }
 
 /// The jobs among which a slice is looked for.
@@ -173,7 +153,7 @@ pub async fn claim(
                      SET owner = $1, epoch = s.epoch + 1, rows_per_second = 0,
                          lease_until = clock_timestamp() + make_interval(secs => $2)
                      FROM candidate c WHERE s.job = c.job AND s.number = c.number
-                     RETURNING s.job, s.number, s.epoch, s.first_key, s.last_key,
+                     RETURNING s.job, s.number, s.epoch, s.first_key, s.last_key, s.sweep,
                                c.previous_owner, c.lease_until
                  ), told AS (
                      INSERT INTO {s}.event (job, kind, actor, reason)
@@ -186,7 +166,7 @@ pub async fn claim(
                                 ELSE ' was held by ' || previous_owner || ', whose session is gone' END
                      FROM claimed
                  )
-                 SELECT job, number, epoch, first_key, last_key FROM claimed",
+                 SELECT job, number, epoch, first_key, last_key, sweep FROM claimed",
             ),
             &[
                 (&owner, Type::TEXT),
@@ -206,6 +186,7 @@ pub async fn claim(
         owner: owner.to_owned(),
         first_key: row.get(3),
         last_key: row.get(4),
+        sweep: row.get(5),
     }))
 }
 
@@ -234,6 +215,8 @@ impl Statements {
                  SET cursor_key = $4, batches = batches + 1, rows_scanned = rows_scanned + $5,
                      rows_changed = rows_changed + $6, rows_quarantined = rows_quarantined + $7,
                      rows_per_second = $8, active_seconds = active_seconds + $9,
+                     rows_left = rows_left + $16, rows_still_matching = rows_still_matching + $17,
+                     example_key = coalesce(example_key, $18),
                      checkpoint_at = clock_timestamp(),
                      finished_at = CASE WHEN $10 THEN clock_timestamp() END,
                      -- What was estimated of a slice says nothing more once its rows are counted.
@@ -262,6 +245,9 @@ impl Statements {
             Type::TEXT,
             Type::INT8,
             Type::TEXT,
+            Type::TEXT_ARRAY,
+            Type::INT8,
+            Type::INT8,
             Type::TEXT_ARRAY,
         ];
         let advance_types = [&claim[..], &moves].concat();
@@ -309,7 +295,7 @@ pub async fn advance(
     claim: &Claim,
     advance: &Advance<'_>,
 ) -> Result<bool, StateError> {
-    let values: [&(dyn ToSql + Sync); 15] = [
+    let values: [&(dyn ToSql + Sync); 18] = [
         &claim.job,
         &claim.number,
         &claim.epoch,
@@ -325,6 +311,9 @@ pub async fn advance(
         &advance.batches_before,
         &advance.table,
         &advance.last_key,
+        &advance.rows_left,
+        &advance.rows_still_matching,
+        &advance.example_key,
     ];
     match statements.advance.query(client, &values).await {
         Ok(_) => Ok(true),

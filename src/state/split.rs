@@ -155,8 +155,9 @@ pub async fn split(
                      SET last_key = $3, estimated_rows = greatest(estimated_rows - $5, rows_scanned)
                      WHERE job = $1 AND number = $2
                  )
-                 INSERT INTO {s}.slice (job, number, first_key, cursor_key, last_key, estimated_rows)
-                 SELECT $1, max(number) + 1, $3, $3, $4, $5 FROM {s}.slice WHERE job = $1
+                 INSERT INTO {s}.slice (job, number, first_key, cursor_key, last_key, estimated_rows, sweep)
+                 SELECT $1, max(number) + 1, $3, $3, $4, $5, max(sweep) FILTER (WHERE number = $2)
+                 FROM {s}.slice WHERE job = $1
                  RETURNING number",
             ),
             &[

@@ -26,6 +26,7 @@ use tokio_postgres::{Client, GenericClient, SimpleQueryMessage};
 use super::keyset::{Keyset, Start};
 use super::operation::Operation;
 use super::parameters::{Parameters, Typed};
+use super::sweep::{self, Sweeps};
 use crate::database::{Failure, Pooler, describe, describe_with_detail, literal};
 use crate::state::{State, StateError, job, quarantine, slice};
 
@@ -36,6 +37,8 @@ pub struct Plan {
     pub keyset: Keyset,
     /// What is done to the rows.
     pub operation: Operation,
+    /// What passes there are behind the walk.
+    pub sweeps: Sweeps,
     /// The revision of the job's spec that this plan was made from.
     pub job_revision: i32,
     /// How long a batch may wait for a lock.
@@ -278,7 +281,15 @@ pub async fn run(
 
     let executing = Instant::now();
     let extent = extent(client, plan, claim, &position, request.rows).await?;
-    let (rows_changed, set_aside) = match change_rows(client, state, plan, claim, &extent, request).await? {
+    let found = match claim.sweep {
+        0 => None,
+        _ => Some(found(client, state, plan, claim, &extent).await?),
+    };
+    let changes = match &found {
+        Some(found) if found.due == 0 || !plan.changes_in(claim.sweep) => Change::Rows(0),
+        _ => change_rows(client, state, plan, claim, &extent, request).await?,
+    };
+    let (rows_changed, set_aside) = match changes {
         Change::Rows(rows) => (rows, None),
         Change::SetAside(row) => (0, Some(row)),
         Change::Refused { row, quarantined } => {
@@ -295,6 +306,9 @@ pub async fn run(
         rows_scanned: i64::try_from(extent.rows).expect("a batch has at most max_rows rows"),
         rows_changed: i64::try_from(rows_changed).expect("a batch changes at most max_rows rows"),
         rows_quarantined: i64::from(set_aside.is_some()),
+        rows_left: found.as_ref().map_or(0, |found| found.left(rows_changed, set_aside.is_some())),
+        rows_still_matching: found.as_ref().map_or(0, |found| found.still_matching),
+        example_key: found.as_ref().and_then(|found| found.example(rows_changed)),
         finished: extent.is_last,
         rows_per_second: request.rows_per_second,
         active: (request.active_before + started.elapsed()) / request.workers.max(1),
@@ -394,6 +408,21 @@ async fn extent(
     Ok(Extent { start, start_key, last_key: slice_end.clone(), rows, is_last: true })
 }
 
+/// What a sweep finds in an extent.
+async fn found(
+    client: &Client,
+    state: &State,
+    plan: &Plan,
+    claim: &slice::Claim,
+    extent: &Extent,
+) -> Result<sweep::Found, BatchError> {
+    if extent.rows == 0 {
+        return Ok(sweep::Found::default());
+    }
+    let ends = (extent.start_key.as_slice(), extent.last_key.as_slice());
+    sweep::look(client, state, plan, &claim.job, extent.start, ends).await.map_err(BatchError::at(Step::Rows))
+}
+
 /// What became of the rows of an extent.
 enum Change {
     Rows(u64),
@@ -420,7 +449,9 @@ async fn change_rows(
         client.batch_execute("SAVEPOINT row").await.map_err(at())?;
     }
     let range = Parameters::new(&plan.keyset, &extent.start_key, &extent.last_key);
-    let sql = plan.operation.sql(&plan.keyset, extent.start, &extent.start_key, &extent.last_key);
+    let more = (claim.sweep > 0).then(|| plan.due_sql(state, &claim.job));
+    let (start_key, last_key) = (&extent.start_key, &extent.last_key);
+    let sql = plan.operation.sql_where(&plan.keyset, extent.start, start_key, last_key, more.as_deref());
     let error = match carry_out(client, state, &plan.operation, &sql, &range.all()).await {
         Ok(rows) => return Ok(Change::Rows(rows)),
         Err(error) if is_single && Failure::of_row(&error) == Failure::Data => error,

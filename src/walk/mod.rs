@@ -5,7 +5,8 @@
 //!
 //! Read in this order: [`keyset`] (the SQL of a key range), [`operation`] (the SQL that changes its rows), [`batch`] (the transaction), [`sizer`] and
 //! [`isolation`] (how many rows), [`key`] (which index), [`estimate`] (how many there are), [`cut`] (where
-//! one worker's part ends and another's begins), [`again`] (rows that were set aside).
+//! one worker's part ends and another's begins), [`sweep`] (rows that appeared behind the walk), [`again`] (rows that
+//! were set aside).
 
 pub mod again;
 pub mod batch;
@@ -18,6 +19,7 @@ pub mod operation;
 mod parameters;
 pub mod read;
 pub mod sizer;
+pub mod sweep;
 
 pub use batch::Plan;
 pub use keyset::Keyset;

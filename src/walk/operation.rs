@@ -86,7 +86,24 @@ impl Operation {
     /// command tag, but for [`Operation::Move`]: that gives two numbers, the rows taken out and the rows put in.
     #[must_use]
     pub fn sql(&self, keyset: &Keyset, start: Start, start_key: &[String], end_key: &[String]) -> String {
-        let rows = keyset.rows(start, start_key, end_key);
+        self.sql_where(keyset, start, start_key, end_key, None)
+    }
+
+    /// The same for those of the rows that fulfil `more` too.
+    #[must_use]
+    pub fn sql_where(
+        &self,
+        keyset: &Keyset,
+        start: Start,
+        start_key: &[String],
+        end_key: &[String],
+        more: Option<&str>,
+    ) -> String {
+        let mut rows = keyset.rows(start, start_key, end_key);
+        if let Some(more) = more {
+            rows.condition.push_str("\n  AND ");
+            rows.condition.push_str(more);
+        }
         let table = keyset.table.sql();
         match self {
             Self::Update { set, filter } => {

@@ -22,6 +22,7 @@ mod schema;
 mod secrets;
 mod signals;
 mod steps;
+mod sweeps;
 mod throttle;
 mod tls;
 mod workers;

@@ -88,7 +88,7 @@ impl Supervisor {
     }
 
     /// Leaves a job alone for a few seconds; says so, once a minute at most.
-    fn put_off(&mut self, job: &str, reason: &str) {
+    pub(super) fn put_off(&mut self, job: &str, reason: &str) {
         self.put_off.insert(job.to_owned(), Instant::now());
         if self.told_busy.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
             tracing::warn!(%job, reason, "the job cannot be examined just now; trying again every {PUT_OFF:?}");

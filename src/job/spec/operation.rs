@@ -137,6 +137,12 @@ impl<'a> Named<'a> {
         }
     }
 
+    /// Whether rows that are in the other table already are passed over.
+    #[must_use]
+    pub fn skips(self) -> bool {
+        matches!(self, Self::Copy(copy) if copy.on_conflict == Some(OnConflict::Skip))
+    }
+
     fn problems(self, wrong: &mut impl FnMut(bool, &str)) {
         let name = self.name();
         if let Some((key, columns)) = self.columns() {
@@ -182,7 +188,7 @@ impl Spec {
         self.operations().next().expect("a valid spec has one operation")
     }
 
-    fn operations(&self) -> impl Iterator<Item = Named<'_>> {
+    pub(super) fn operations(&self) -> impl Iterator<Item = Named<'_>> {
         let update = self.update.as_ref().map(Named::Update);
         let delete = self.delete.as_ref().map(Named::Delete);
         let copy = self.copy.as_ref().map(Named::Copy);

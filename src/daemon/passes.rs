@@ -1,0 +1,127 @@
+//! What follows when no slice of a job is left to walk: a sweep for rows that appeared behind the walk, or the
+//! end of the job.
+
+use crate::database::{Database, Failure, Object, describe};
+use crate::job::preflight::{self, Fixed, PreflightError};
+use crate::job::spec::Spec;
+use crate::state::job::Record;
+use crate::state::slice::Range;
+use crate::state::{Actor, State, job, pass};
+use crate::walk::sweep::{Next, Walked};
+
+use super::start::{StartError, measure};
+
+/// How long a look at a job may take, in seconds: as long as a turn of the supervisor.
+const LONGEST_LOOK_SECONDS: u32 = 120;
+
+/// What became of a job.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// It goes on, has ended, or somebody else looks after it.
+    Done,
+    /// It cannot be examined now, because somebody is in the way.
+    Busy(String),
+}
+
+/// Ends the pass of a job: it is complete, or has failed, or gets another pass.
+pub(super) async fn end(
+    database: &Database,
+    state: &State,
+    name: &str,
+    actor: &Actor,
+) -> Result<Ended, StartError> {
+    let mut holder = database.get().await?;
+    // Held to the end: another daemon that looks meanwhile leaves the job alone.
+    let transaction = holder.transaction().await?;
+    transaction
+        .batch_execute(&format!("SET LOCAL idle_in_transaction_session_timeout = '{LONGEST_LOOK_SECONDS}s'"))
+        .await?;
+    let Some(record) = pass::lock_walked(&transaction, state, name).await? else { return Ok(Ended::Done) };
+    let passes = pass::list(&*transaction, state, name).await?;
+    let looked = if passes.is_empty() {
+        Ok(Look { next: Next::Done(None), slices: Vec::new() })
+    } else {
+        let mut asking = database.get().await?;
+        match look(&mut asking, state, &record, &passes).await {
+            Ok(looked) => looked,
+            Err(StartError::Database(error)) if Failure::of(&error) == Failure::Contention => {
+                drop(Object::take(asking));
+                return Ok(Ended::Busy(describe(&error)));
+            }
+            Err(error) => return Err(error),
+        }
+    };
+    match looked {
+        Ok(Look { next: Next::Sweep(sweep), slices }) if !slices.is_empty() => {
+            tracing::info!(job = %name, sweep, "looking for rows that appeared behind the walk");
+            let reason = format!("sweep {sweep} looks for rows that appeared behind the walk");
+            pass::begin(&transaction, state, name, sweep, &slices, &reason, actor).await?;
+        }
+        // No row is left within the bounds.
+        Ok(Look { next: Next::Sweep(_), .. }) => complete(&transaction, state, name, None, actor).await?,
+        Ok(Look { next: Next::Done(note), .. }) => {
+            complete(&transaction, state, name, note.as_deref(), actor).await?;
+        }
+        Ok(Look { next: Next::Failed(reason), .. }) | Err(reason) => {
+            tracing::error!(job = %name, reason, "job failed");
+            job::fail(&*transaction, state, name, &reason, actor).await?;
+        }
+    }
+    transaction.commit().await?;
+    Ok(Ended::Done)
+}
+
+async fn complete(
+    transaction: &tokio_postgres::Transaction<'_>,
+    state: &State,
+    name: &str,
+    note: Option<&str>,
+    actor: &Actor,
+) -> Result<(), StartError> {
+    job::complete(transaction, state, name, note, actor).await?;
+    match note {
+        None => tracing::info!(job = %name, "job complete"),
+        Some(note) => tracing::warn!(job = %name, note, "job complete"),
+    }
+    Ok(())
+}
+
+/// What comes next, and where it passes.
+struct Look {
+    next: Next,
+    slices: Vec<Range>,
+}
+
+/// Decides what comes next. The inner error is the job's own fault.
+async fn look(
+    client: &mut tokio_postgres::Client,
+    state: &State,
+    record: &Record,
+    passes: &[pass::Pass],
+) -> Result<Result<Look, String>, StartError> {
+    let spec = match Spec::from_json(&record.spec) {
+        Ok(spec) => spec,
+        Err(problems) => return Ok(Err(problems.join("; "))),
+    };
+    let fixed = Fixed::of(record);
+    let preflight = match preflight::examine(client, &spec, state.schema(), fixed.as_ref()).await {
+        Ok(preflight) => preflight,
+        Err(PreflightError::Problems(problems)) => return Ok(Err(problems.join("; "))),
+        Err(PreflightError::Database(error)) => return Err(error.into()),
+    };
+    let operation = spec.operation();
+    let walked = Walked {
+        job: &record.name,
+        operation: operation.name(),
+        has_filter: operation.filter().is_some(),
+        skips: operation.skips(),
+        sweeps: preflight.swept.sweeps.most,
+        passes,
+    };
+    let next = walked.next();
+    let slices = match next {
+        Next::Sweep(_) => measure(client, &spec, &preflight).await?.1,
+        Next::Done(_) | Next::Failed(_) => Vec::new(),
+    };
+    Ok(Ok(Look { next, slices }))
+}
