@@ -52,7 +52,9 @@ impl Failure {
                     problems.iter().map(|problem| format!("{}: {problem}", file.display())).collect();
                 Self::usage(lines.join("\n"))
             }
-            PreflightError::Database(_) => Self::runtime(format!("{}: {error}", file.display())),
+            PreflightError::Database(_) | PreflightError::PartGone(_) => {
+                Self::runtime(format!("{}: {error}", file.display()))
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! `backfilld quarantine NAME [--retry]`
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use super::arguments::Quarantine;
@@ -41,17 +42,29 @@ async fn retry(
 ) -> Result<ExitCode, Failure> {
     let (state, name) = (&context.state, &record.name);
     let spec = Spec::from_json(&record.spec).map_err(|problems| Failure::runtime(problems.join("\n")))?;
-    let examined = preflight::examine(&client, &spec, state.schema(), Fixed::of(record).as_ref()).await;
-    let plan = match examined {
-        Ok(preflight) => preflight.plan(&spec, record.revision),
-        Err(PreflightError::Problems(problems)) => {
-            return Err(Failure::runtime(format!("job {name} cannot be worked on: {}", problems.join("; "))));
+    // One for each partition, of a table that has any.
+    let mut plans = BTreeMap::new();
+    for part in rows.iter().map(|row| row.table_oid) {
+        if plans.contains_key(&part) {
+            continue;
         }
-        Err(PreflightError::Database(error)) => return Err(StateError::from(error).into()),
-    };
+        let fixed = Fixed::of(record).map(|fixed| fixed.of_part(part));
+        let plan = match preflight::examine(&client, &spec, state.schema(), fixed.as_ref()).await {
+            Ok(preflight) => Some(preflight.plan(&spec, record.revision)),
+            Err(PreflightError::PartGone(_)) => None,
+            Err(PreflightError::Database(error)) => return Err(StateError::from(error).into()),
+            Err(error) => {
+                return Err(Failure::runtime(format!("job {name} cannot be worked on: {}", error.told())));
+            }
+        };
+        plans.insert(part, plan);
+    }
     let mut outcome = Outcome { rows: rows.len(), ..Outcome::default() };
     for row in rows {
-        let tried = again::row(&mut client, state, &plan, name, row).await;
+        let tried = match plans.get(&row.table_oid).and_then(Option::as_ref) {
+            Some(plan) => again::row(&mut client, state, plan, name, row).await,
+            None => Ok(Again::Refused("its partition is gone, or detached from the table".to_owned())),
+        };
         let why = match tried {
             Ok(Again::Changed) => {
                 outcome.changed += 1;

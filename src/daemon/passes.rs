@@ -9,7 +9,7 @@ use crate::state::slice::Range;
 use crate::state::{Actor, State, job, pass};
 use crate::walk::sweep::{Next, Walked};
 
-use super::start::{StartError, measure};
+use super::start::{StartError, lay_out};
 
 /// How long a look at a job may take, in seconds: as long as a turn of the supervisor.
 const LONGEST_LOOK_SECONDS: u32 = 120;
@@ -38,23 +38,22 @@ pub(super) async fn end(
         .await?;
     let Some(record) = pass::lock_walked(&transaction, state, name).await? else { return Ok(Ended::Done) };
     let passes = pass::list(&*transaction, state, name).await?;
-    let looked = if passes.is_empty() {
-        Ok(Look { next: Next::Done(None), slices: Vec::new() })
-    } else {
-        let mut asking = database.get().await?;
-        match look(&mut asking, state, &record, &passes).await {
-            Ok(looked) => looked,
-            Err(StartError::Database(error)) if Failure::of(&error) == Failure::Contention => {
-                drop(Object::take(asking));
-                return Ok(Ended::Busy(describe(&error)));
-            }
-            Err(error) => return Err(error),
+    let mut asking = database.get().await?;
+    let looked = match look(&mut asking, state, &record, &passes).await {
+        Ok(looked) => looked,
+        Err(StartError::Database(error)) if Failure::of(&error) == Failure::Contention => {
+            drop(Object::take(asking));
+            return Ok(Ended::Busy(describe(&error)));
         }
+        Err(error) => return Err(error),
     };
     match looked {
         Ok(Look { next: Next::Sweep(sweep), slices }) if !slices.is_empty() => {
-            tracing::info!(job = %name, sweep, "looking for rows that appeared behind the walk");
-            let reason = format!("sweep {sweep} looks for rows that appeared behind the walk");
+            let reason = match sweep {
+                0 => format!("walking {} slices of partitions that appeared during the walk", slices.len()),
+                _ => format!("sweep {sweep} looks for rows that appeared behind the walk"),
+            };
+            tracing::info!(job = %name, reason, "going on");
             pass::begin(&transaction, state, name, sweep, &slices, &reason, actor).await?;
         }
         // No row is left within the bounds.
@@ -103,13 +102,26 @@ async fn look(
         Ok(spec) => spec,
         Err(problems) => return Ok(Err(problems.join("; "))),
     };
+    let operation = spec.operation();
+    let known = pass::partitions(&*client, state, &record.name).await?;
+    if operation.filter().is_none() && !operation.skips() && known.is_empty() {
+        return Ok(Ok(Look { next: Next::Done(None), slices: Vec::new() }));
+    }
     let fixed = Fixed::of(record);
     let preflight = match preflight::examine(client, &spec, state.schema(), fixed.as_ref()).await {
         Ok(preflight) => preflight,
-        Err(PreflightError::Problems(problems)) => return Ok(Err(problems.join("; "))),
         Err(PreflightError::Database(error)) => return Err(error.into()),
+        Err(problems) => return Ok(Err(problems.told())),
     };
-    let operation = spec.operation();
+    if preflight.parts.is_some() {
+        // Partitions that came while the others were walked are walked too.
+        match lay_out(client, state, &spec, &preflight, Some(&known)).await {
+            Ok((_, slices)) if slices.is_empty() => {}
+            Ok((_, slices)) => return Ok(Ok(Look { next: Next::Sweep(0), slices })),
+            Err(PreflightError::Database(error)) => return Err(error.into()),
+            Err(problems) => return Ok(Err(problems.told())),
+        }
+    }
     let walked = Walked {
         job: &record.name,
         operation: operation.name(),
@@ -120,7 +132,11 @@ async fn look(
     };
     let next = walked.next();
     let slices = match next {
-        Next::Sweep(_) => measure(client, &spec, &preflight).await?.1,
+        Next::Sweep(_) => match lay_out(client, state, &spec, &preflight, None).await {
+            Ok((_, slices)) => slices,
+            Err(PreflightError::Database(error)) => return Err(error.into()),
+            Err(problems) => return Ok(Err(problems.told())),
+        },
         Next::Done(_) | Next::Failed(_) => Vec::new(),
     };
     Ok(Ok(Look { next, slices }))

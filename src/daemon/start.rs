@@ -3,7 +3,7 @@
 use tokio_postgres::Client;
 
 use crate::database::{ConnectError, Database, Failure, Object, describe};
-use crate::job::preflight::{self, Preflight, PreflightError};
+use crate::job::preflight::{self, Fixed, Preflight, PreflightError};
 use crate::job::spec::Spec;
 use crate::state::slice::Range;
 use crate::state::{Actor, State, StateError, job, split};
@@ -70,7 +70,7 @@ pub(super) async fn next(
             let walk = job::Walk {
                 key_columns: &keyset.column_names(),
                 key_index: &keyset.index,
-                table_oid: keyset.table.oid,
+                table_oid: prepared.preflight.root.oid,
                 table_rows: prepared.table_rows,
                 slices: &prepared.slices,
             };
@@ -106,18 +106,50 @@ async fn prepare(
     };
     let preflight = match preflight::examine(&*client, &spec, state.schema(), None).await {
         Ok(preflight) => preflight,
-        Err(PreflightError::Problems(problems)) => return Ok(Err(problems.join("; "))),
         Err(PreflightError::Database(error)) => return Err(error.into()),
+        Err(problems) => return Ok(Err(problems.told())),
     };
-    match measure(client, &spec, &preflight).await {
+    match lay_out(client, state, &spec, &preflight, None).await {
         Ok((table_rows, slices)) => Ok(Ok(Prepared { preflight, table_rows, slices })),
-        Err(error) if Failure::of(&error) == Failure::Statement => Ok(Err(describe(&error))),
-        Err(error) => Err(error.into()),
+        Err(PreflightError::Database(error)) if Failure::of(&error) == Failure::Statement => {
+            Ok(Err(describe(&error)))
+        }
+        Err(PreflightError::Database(error)) => Err(error.into()),
+        Err(problems) => Ok(Err(problems.told())),
     }
 }
 
+/// Measures the table, or each partition of it but those in `except`, and cuts it into slices.
+pub(super) async fn lay_out(
+    client: &mut Client,
+    state: &State,
+    spec: &Spec,
+    preflight: &Preflight,
+    except: Option<&[u32]>,
+) -> Result<(i64, Vec<Range>), PreflightError> {
+    let Some(parts) = &preflight.parts else { return Ok(measure(client, spec, preflight).await?) };
+    let (mut rows, mut slices) = (0, Vec::new());
+    for part in parts.iter().filter(|part| except.is_none_or(|except| !except.contains(&part.oid))) {
+        let fixed = Fixed {
+            key_columns: preflight.keyset.column_names(),
+            key_index: preflight.keyset.index.clone(),
+            table_oid: preflight.root.oid,
+            part: Some(part.oid),
+        };
+        let examined = match preflight::examine(&*client, spec, state.schema(), Some(&fixed)).await {
+            // Dropped while the others were looked at.
+            Err(PreflightError::PartGone(_)) => continue,
+            examined => examined?,
+        };
+        let (part_rows, of_part) = measure(client, spec, &examined).await?;
+        rows += part_rows;
+        slices.extend(of_part.into_iter().map(|range| Range { table_oid: Some(part.oid), ..range }));
+    }
+    Ok((rows, slices))
+}
+
 /// Finds the ends of the walk and how many rows lie between, under the settings of a batch.
-pub(super) async fn measure(
+async fn measure(
     client: &mut Client,
     spec: &Spec,
     preflight: &Preflight,
@@ -168,7 +200,7 @@ fn slices(first_key: Vec<String>, cuts: Vec<Vec<String>>, last_key: Vec<String>,
         .chain([last_key])
         .map(|end| {
             let (first_key, first_is_others) = std::mem::replace(&mut begin, (end.clone(), true));
-            Range { first_key, first_is_others, last_key: end, estimated_rows }
+            Range { first_key, first_is_others, last_key: end, estimated_rows, table_oid: None }
         })
         .collect()
 }

@@ -224,7 +224,7 @@ impl Supervisor {
             if Instant::now() < self.rest_until {
                 continue;
             }
-            let turned = match race(self.turn(), &mut signals, &mut deferred).await {
+            let turned = match race(Box::pin(self.turn()), &mut signals, &mut deferred).await {
                 Raced::Done(turned) => turned,
                 Raced::TimedOut => Err(TurnError::Timeout(TURN_TIMEOUT)),
                 Raced::Stopped => return self.stop().await,

@@ -3,6 +3,7 @@
 mod bounds;
 mod expressions;
 mod operation;
+mod partitions;
 mod sweeps;
 mod table;
 
@@ -12,6 +13,7 @@ use super::spec::{Named, Spec};
 use crate::database::describe;
 use crate::state::job::Record;
 use crate::walk::key::{self, KeyError};
+use crate::walk::keyset::Table;
 use crate::walk::{Keyset, Operation, Plan};
 pub use sweeps::Swept;
 use table::{Purpose, Rule};
@@ -26,16 +28,34 @@ pub enum PreflightError {
     /// The job and the database do not fit. One message a mistake, each begins with its key.
     #[error("{}", .0.join("\n"))]
     Problems(Vec<String>),
+    /// The partition is no more, or belongs to the table no more.
+    #[error("the partition is not one of {0} any more")]
+    PartGone(String),
     /// The database could not be asked.
     #[error("cannot examine the job: {}", describe(.0))]
     Database(#[from] tokio_postgres::Error),
 }
 
+impl PreflightError {
+    /// On one line.
+    #[must_use]
+    pub fn told(&self) -> String {
+        match self {
+            Self::Problems(problems) => problems.join("; "),
+            other => other.to_string(),
+        }
+    }
+}
+
 /// A job that can run.
 #[derive(Debug, Clone)]
 pub struct Preflight {
-    /// The table and the key to walk by.
+    /// The table that the job names.
+    pub root: Table,
+    /// The table and the key to walk by: the job's own, or a partition of it.
     pub keyset: Keyset,
+    /// The partitions of the table, if it has any.
+    pub parts: Option<Vec<Table>>,
     /// What is done to the rows.
     pub operation: Operation,
     /// What passes there are behind the walk.
@@ -67,6 +87,8 @@ pub struct Fixed {
     pub key_index: String,
     /// The table.
     pub table_oid: u32,
+    /// The partition that is meant, of a table that has any.
+    pub part: Option<u32>,
 }
 
 impl Fixed {
@@ -77,7 +99,14 @@ impl Fixed {
             key_columns: record.key_columns.clone()?,
             key_index: record.key_index.clone()?,
             table_oid: record.table_oid?,
+            part: None,
         })
+    }
+
+    /// The same of one partition.
+    #[must_use]
+    pub fn of_part(self, part: Option<u32>) -> Self {
+        Self { part, ..self }
     }
 }
 
@@ -95,15 +124,29 @@ pub async fn examine(
         Named::Copy(_) | Named::Statement(_) => Rule::None,
     };
     let found = table::find(client, "table", &spec.table, state_schema, Purpose::Walked(rule)).await?;
-    let table = found.table;
+    let root = found.table;
+    if fixed.is_some_and(|fixed| fixed.table_oid != root.oid) {
+        return Err(problem(format!(
+            "table: {root} is not the table that the walk began on (it was replaced or renamed): submit the job with --replace to walk this one from its first row"
+        )));
+    }
+    let parts = if found.is_partitioned { Some(parts(client, &root, spec).await?) } else { None };
+    let table = match (&parts, fixed.and_then(|fixed| fixed.part)) {
+        (None, None) => root.clone(),
+        (Some(parts), None) => parts
+            .first()
+            .ok_or_else(|| {
+                problem(format!("table: {root} has no partition yet: create one, and there are rows to walk"))
+            })?
+            .clone(),
+        (parts, Some(part)) => {
+            let found = parts.iter().flatten().find(|table| table.oid == part);
+            found.ok_or_else(|| PreflightError::PartGone(root.to_string()))?.clone()
+        }
+    };
     let mut problems = Vec::new();
     operation::may_read(client, &table, &mut problems).await?;
     let operation = Box::pin(operation::examine(client, &table, spec, state_schema, &mut problems)).await?;
-    if fixed.is_some_and(|fixed| fixed.table_oid != table.oid) {
-        return Err(problem(format!(
-            "table: {table} is not the table that the walk began on (it was replaced or renamed): submit the job with --replace to walk this one from its first row"
-        )));
-    }
     let wanted = fixed.map(|fixed| fixed.key_columns.as_slice()).or(spec.walk.key());
     let index = fixed.map(|fixed| fixed.key_index.as_str());
     let keyset = match key::choose(client, &table, wanted, index, spec.walk.order()).await {
@@ -137,11 +180,40 @@ pub async fn examine(
                 return Err(PreflightError::Problems(problems));
             }
             match sweeps::examine(client, &keyset, spec).await? {
-                Ok(swept) => Ok(Preflight { keyset, operation, swept }),
+                Ok(swept) => Ok(Preflight { root, keyset, parts, operation, swept }),
                 Err(told) => Err(problem(told)),
             }
         }
         _ => Err(PreflightError::Problems(problems)),
+    }
+}
+
+/// The partitions of a table, where they can be walked.
+async fn parts(client: &Client, root: &Table, spec: &Spec) -> Result<Vec<Table>, PreflightError> {
+    let found = partitions::list(client, root).await?;
+    let mut problems: Vec<String> = found
+        .iter()
+        .filter(|part| !part.is_local)
+        .map(|part| {
+            format!(
+                "table: the partition {} of {root} is a foreign table: detach it, or give each other partition a job of its own",
+                part.table
+            )
+        })
+        .collect();
+    if let Named::Update(update) = spec.operation() {
+        for column in partitions::key_columns(client, root).await? {
+            if update.set.contains_key(&column) {
+                problems.push(format!(
+                    "update.set.{column}: {root} is partitioned by {column}; a row that goes to another partition would be met again or missed"
+                ));
+            }
+        }
+    }
+    if problems.is_empty() {
+        Ok(found.into_iter().map(|part| part.table).collect())
+    } else {
+        Err(PreflightError::Problems(problems))
     }
 }
 

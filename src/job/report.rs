@@ -43,6 +43,14 @@ async fn tell(
 
     let _ = writeln!(text, "job         {}", spec.name);
     let _ = writeln!(text, "table       {}, {}", keyset.table, size(client, keyset.table.oid).await?);
+    if let Some(parts) = &preflight.parts {
+        let _ = writeln!(
+            text,
+            "            the largest of {} partitions of {}; each is walked by its own index",
+            parts.len(),
+            preflight.root
+        );
+    }
     let _ = writeln!(
         text,
         "key         ({}) by index {}, {}",

@@ -4,7 +4,7 @@ use postgres_types::Type;
 use tokio_postgres::{GenericClient, Transaction};
 
 use super::job::{RECORD_COLUMNS, Record, record};
-use super::slice::Range;
+use super::slice::{Claim, Range};
 use super::{Actor, State, StateError, event};
 
 /// Lays down the slices of a pass.
@@ -20,8 +20,8 @@ pub(super) async fn insert(
             .execute_typed(
                 &state.sql(
                     "INSERT INTO {s}.slice
-                         (job, number, first_key, last_key, estimated_rows, cursor_key, sweep)
-                     SELECT $1, coalesce(max(number) + 1, 0), $2, $3, $4, CASE WHEN $5 THEN $2 END, $6
+                         (job, number, first_key, last_key, estimated_rows, cursor_key, sweep, table_oid)
+                     SELECT $1, coalesce(max(number) + 1, 0), $2, $3, $4, CASE WHEN $5 THEN $2 END, $6, $7
                      FROM {s}.slice WHERE job = $1",
                 ),
                 &[
@@ -31,6 +31,7 @@ pub(super) async fn insert(
                     (&slice.estimated_rows, Type::INT8),
                     (&slice.first_is_others, Type::BOOL),
                     (&sweep, Type::INT4),
+                    (&slice.table_oid, Type::OID),
                 ],
             )
             .await?;
@@ -114,7 +115,51 @@ pub async fn list(client: &impl GenericClient, state: &State, job: &str) -> Resu
         .collect())
 }
 
-/// Begins a sweep of a locked job: lays down its slices, and says so.
+/// The partitions of which a job has slices.
+pub async fn partitions(
+    client: &impl GenericClient,
+    state: &State,
+    job: &str,
+) -> Result<Vec<u32>, StateError> {
+    let sql = "SELECT DISTINCT table_oid FROM {s}.slice WHERE job = $1 AND table_oid IS NOT NULL";
+    let rows = client.query_typed(&state.sql(sql), &[(&job, Type::TEXT)]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Ends a claimed slice whose partition is gone: nothing of it is left to walk.
+pub async fn leave_out(
+    client: &impl GenericClient,
+    state: &State,
+    claim: &Claim,
+    actor: &Actor,
+) -> Result<(), StateError> {
+    let reason =
+        format!("slice {} is left out: its partition is gone, or detached from the table", claim.number);
+    client
+        .execute_typed(
+            &state.sql(
+                "WITH ended AS (
+                     UPDATE {s}.slice SET finished_at = clock_timestamp(), owner = NULL, lease_until = NULL,
+                                          rows_per_second = 0, estimated_rows = rows_scanned
+                     WHERE job = $1 AND number = $2 AND epoch = $3 AND owner = $4 RETURNING job
+                 )
+                 INSERT INTO {s}.event (job, kind, actor, reason)
+                 SELECT job, 'partition gone', $5, $6 FROM ended",
+            ),
+            &[
+                (&claim.job, Type::TEXT),
+                (&claim.number, Type::INT4),
+                (&claim.epoch, Type::INT8),
+                (&claim.owner, Type::TEXT),
+                (&actor.0, Type::TEXT),
+                (&reason, Type::TEXT),
+            ],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Begins a sweep of a locked job, or goes on with its walk: lays down the slices, and says so.
 pub async fn begin(
     transaction: &Transaction<'_>,
     state: &State,
@@ -127,5 +172,6 @@ pub async fn begin(
     insert(transaction, state, job, sweep, slices).await?;
     let wake = state.sql("SELECT pg_notify($1, $2)");
     transaction.execute_typed(&wake, &[(&state.name, Type::TEXT), (&job, Type::TEXT)]).await?;
-    event::record(transaction, state, Some(job), "sweep", actor, reason).await
+    let kind = if sweep == 0 { "partitions" } else { "sweep" };
+    event::record(transaction, state, Some(job), kind, actor, reason).await
 }

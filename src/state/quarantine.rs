@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use postgres_types::Type;
 use tokio_postgres::{GenericClient, Transaction};
 
+use super::slice::Claim;
 use super::{State, StateError};
 
 /// A row that was set aside.
@@ -11,6 +12,8 @@ use super::{State, StateError};
 pub struct Quarantined {
     /// Tells it from others.
     pub id: i64,
+    /// The partition that it is in, of a table that has any.
+    pub table_oid: Option<u32>,
     /// Its key, as text.
     pub key: Vec<String>,
     /// What kind of error kept it from being changed.
@@ -25,25 +28,40 @@ pub struct Quarantined {
 pub async fn set_aside(
     client: &impl GenericClient,
     state: &State,
-    job: &str,
+    claim: &Claim,
     key: &[String],
     sqlstate: &str,
     message: &str,
 ) -> Result<(), StateError> {
     client
         .execute_typed(
-            &state.sql("INSERT INTO {s}.quarantine (job, key, sqlstate, message) VALUES ($1, $2, $3, $4)"),
-            &[(&job, Type::TEXT), (&key, Type::TEXT_ARRAY), (&sqlstate, Type::TEXT), (&message, Type::TEXT)],
+            &state.sql(
+                "INSERT INTO {s}.quarantine (job, table_oid, key, sqlstate, message)
+                 VALUES ($1, $2, $3, $4, $5)",
+            ),
+            &[
+                (&claim.job, Type::TEXT),
+                (&claim.table_oid, Type::OID),
+                (&key, Type::TEXT_ARRAY),
+                (&sqlstate, Type::TEXT),
+                (&message, Type::TEXT),
+            ],
         )
         .await?;
     Ok(())
 }
 
-/// Whether the row whose key, as an array of texts, is `key` as SQL is set aside.
+/// Whether the row of a claimed slice whose key, as an array of texts, is `key` as SQL is set aside.
 #[must_use]
-pub fn holds_sql(state: &State, job: &str, key: &str) -> String {
-    let job = crate::database::literal(job);
-    state.sql(&format!("({key} = ANY (SELECT q.key FROM {{s}}.quarantine q WHERE q.job = {job}))"))
+pub fn holds_sql(state: &State, claim: &Claim, key: &str) -> String {
+    let job = crate::database::literal(&claim.job);
+    let part = match claim.table_oid {
+        Some(oid) => format!("= {oid}"),
+        None => "IS NULL".to_owned(),
+    };
+    state.sql(&format!(
+        "({key} = ANY (SELECT q.key FROM {{s}}.quarantine q WHERE q.job = {job} AND q.table_oid {part}))"
+    ))
 }
 
 /// How many rows of a job are set aside. Whoever asks in a transaction is the only one that sets some aside until
@@ -75,7 +93,7 @@ pub async fn list(
     let rows = client
         .query_typed(
             &state
-                .sql("SELECT id, key, sqlstate, message, at FROM {s}.quarantine WHERE job = $1 ORDER BY id"),
+                .sql("SELECT id, key, sqlstate, message, at, table_oid FROM {s}.quarantine WHERE job = $1 ORDER BY id"),
             &[(&job, Type::TEXT)],
         )
         .await?;
@@ -85,6 +103,7 @@ pub async fn list(
         sqlstate: row.get(2),
         message: row.get(3),
         at: row.get(4),
+        table_oid: row.get(5),
     };
     Ok(rows.iter().map(read).collect())
 }
@@ -105,7 +124,7 @@ pub async fn take(
             &state.sql(
                 "WITH taken AS (
                      DELETE FROM {s}.quarantine WHERE id = $2
-                        AND to_regclass($4) = (SELECT table_oid FROM {s}.job WHERE name = $1)
+                        AND to_regclass($4) = coalesce(table_oid, (SELECT j.table_oid FROM {s}.job j WHERE j.name = $1))
                      RETURNING job
                  ), counted AS (
                      -- Which slice counts it makes no difference to the job's sums.

@@ -24,6 +24,8 @@ pub struct Range {
     pub last_key: Vec<String>,
     /// About how many rows lie in it.
     pub estimated_rows: i64,
+    /// The partition that it is of, of a table that has any.
+    pub table_oid: Option<u32>,
 }
 
 /// What a slice's walk has done so far.
@@ -56,6 +58,8 @@ pub struct Claim {
     pub last_key: Vec<String>,
     /// 0: it is of the walk. From 1 on: of this sweep.
     pub sweep: i32,
+    /// The partition that it is of, of a table that has any.
+    pub table_oid: Option<u32>,
 }
 
 /// Where a slice's walk stands, read inside the transaction of a batch.
@@ -153,7 +157,7 @@ pub async fn claim(
                      SET owner = $1, epoch = s.epoch + 1, rows_per_second = 0,
                          lease_until = clock_timestamp() + make_interval(secs => $2)
                      FROM candidate c WHERE s.job = c.job AND s.number = c.number
-                     RETURNING s.job, s.number, s.epoch, s.first_key, s.last_key, s.sweep,
+                     RETURNING s.job, s.number, s.epoch, s.first_key, s.last_key, s.sweep, s.table_oid,
                                c.previous_owner, c.lease_until
                  ), told AS (
                      INSERT INTO {s}.event (job, kind, actor, reason)
@@ -166,7 +170,7 @@ pub async fn claim(
                                 ELSE ' was held by ' || previous_owner || ', whose session is gone' END
                      FROM claimed
                  )
-                 SELECT job, number, epoch, first_key, last_key, sweep FROM claimed",
+                 SELECT job, number, epoch, first_key, last_key, sweep, table_oid FROM claimed",
             ),
             &[
                 (&owner, Type::TEXT),
@@ -187,6 +191,7 @@ pub async fn claim(
         first_key: row.get(3),
         last_key: row.get(4),
         sweep: row.get(5),
+        table_oid: row.get(6),
     }))
 }
 
@@ -203,7 +208,7 @@ impl Statements {
         let position = state.sql(
             "SELECT s.cursor_key, s.batches, s.rows_scanned, s.rows_changed, s.rows_quarantined,
                     s.finished_at IS NOT NULL, j.state, j.revision,
-                    coalesce(to_regclass($5) = j.table_oid, false), s.last_key
+                    coalesce(to_regclass($5) = coalesce(s.table_oid, j.table_oid), false), s.last_key
              FROM {s}.slice s JOIN {s}.job j ON j.name = s.job
              WHERE s.job = $1 AND s.number = $2 AND s.epoch = $3
                -- A slice that was walked to its end has no owner any more.
@@ -226,7 +231,7 @@ impl Statements {
                                         THEN clock_timestamp() + make_interval(secs => $11) END
                  WHERE job = $1 AND number = $2 AND epoch = $3 AND owner = $12 AND batches = $13
                    AND last_key = $15
-                   AND to_regclass($14) = (SELECT table_oid FROM {s}.job WHERE name = $1)
+                   AND to_regclass($14) = coalesce(table_oid, (SELECT j.table_oid FROM {s}.job j WHERE j.name = $1))
                  RETURNING job
              )
              SELECT {s}.require_lease((SELECT count(*) FROM moved))",

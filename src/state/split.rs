@@ -28,6 +28,8 @@ pub struct Rest {
     pub last_key: Vec<String>,
     /// About how many rows are left.
     pub rows: i64,
+    /// The partition that it is of, of a table that has any.
+    pub table_oid: Option<u32>,
 }
 
 /// The slice with most rows left, of a running job that has no slice to claim. `whole` are left alone: the job,
@@ -43,7 +45,8 @@ pub async fn largest(
     let row = client
         .query_typed_opt(
             &state.sql(
-                "SELECT s.job, s.number, s.first_key, s.cursor_key, s.last_key, s.estimated_rows - s.rows_scanned
+                "SELECT s.job, s.number, s.first_key, s.cursor_key, s.last_key, s.estimated_rows - s.rows_scanned,
+                        s.table_oid
                  FROM {s}.slice s JOIN {s}.job j ON j.name = s.job
                  WHERE j.state = 'running' AND s.finished_at IS NULL AND s.job <> ALL ($1)
                    AND ($2::text[] IS NULL OR s.job = ANY ($2))
@@ -70,6 +73,7 @@ pub async fn largest(
         cursor_key: row.get(3),
         last_key: row.get(4),
         rows: row.get(5),
+        table_oid: row.get(6),
     }))
 }
 
@@ -155,8 +159,10 @@ pub async fn split(
                      SET last_key = $3, estimated_rows = greatest(estimated_rows - $5, rows_scanned)
                      WHERE job = $1 AND number = $2
                  )
-                 INSERT INTO {s}.slice (job, number, first_key, cursor_key, last_key, estimated_rows, sweep)
-                 SELECT $1, max(number) + 1, $3, $3, $4, $5, max(sweep) FILTER (WHERE number = $2)
+                 INSERT INTO {s}.slice
+                     (job, number, first_key, cursor_key, last_key, estimated_rows, sweep, table_oid)
+                 SELECT $1, max(number) + 1, $3, $3, $4, $5, max(sweep) FILTER (WHERE number = $2),
+                        (SELECT table_oid FROM {s}.slice WHERE job = $1 AND number = $2)
                  FROM {s}.slice WHERE job = $1
                  RETURNING number",
             ),

@@ -420,7 +420,7 @@ async fn found(
         return Ok(sweep::Found::default());
     }
     let ends = (extent.start_key.as_slice(), extent.last_key.as_slice());
-    sweep::look(client, state, plan, &claim.job, extent.start, ends).await.map_err(BatchError::at(Step::Rows))
+    sweep::look(client, state, plan, claim, extent.start, ends).await.map_err(BatchError::at(Step::Rows))
 }
 
 /// What became of the rows of an extent.
@@ -449,7 +449,7 @@ async fn change_rows(
         client.batch_execute("SAVEPOINT row").await.map_err(at())?;
     }
     let range = Parameters::new(&plan.keyset, &extent.start_key, &extent.last_key);
-    let more = (claim.sweep > 0).then(|| plan.due_sql(state, &claim.job));
+    let more = (claim.sweep > 0).then(|| plan.due_sql(state, claim));
     let (start_key, last_key) = (&extent.start_key, &extent.last_key);
     let sql = plan.operation.sql_where(&plan.keyset, extent.start, start_key, last_key, more.as_deref());
     let error = match carry_out(client, state, &plan.operation, &sql, &range.all()).await {
@@ -466,7 +466,7 @@ async fn change_rows(
         return Ok(Change::Refused { row, quarantined });
     }
     let sqlstate = error.code().map_or("", |state| state.code());
-    quarantine::set_aside(client, state, &claim.job, &row.key, sqlstate, &describe_with_detail(&error))
+    quarantine::set_aside(client, state, claim, &row.key, sqlstate, &describe_with_detail(&error))
         .await
         .map_err(BatchError::at_state(Step::Rows))?;
     Ok(Change::SetAside(row))

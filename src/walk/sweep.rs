@@ -12,6 +12,7 @@ use super::keyset::Start;
 use super::operation::{OnConflict, Operation, hidden};
 use super::parameters::Parameters;
 use crate::state::pass::Pass;
+use crate::state::slice::Claim;
 use crate::state::{State, quarantine};
 
 /// How a job's rows are looked at once more.
@@ -58,9 +59,9 @@ impl Found {
 
 impl Plan {
     /// What the rows of a sweep must fulfil besides the job's own condition.
-    pub(super) fn due_sql(&self, state: &State, job: &str) -> String {
+    pub(super) fn due_sql(&self, state: &State, claim: &Claim) -> String {
         let key = self.keyset.key_as_text();
-        let unmarked = format!("NOT {}", quarantine::holds_sql(state, job, &key));
+        let unmarked = format!("NOT {}", quarantine::holds_sql(state, claim, &key));
         match &self.sweeps.marking {
             Some(marking) => format!("{marking}\n  AND {unmarked}"),
             None => unmarked,
@@ -78,7 +79,7 @@ pub(super) async fn look(
     client: &impl GenericClient,
     state: &State,
     plan: &Plan,
-    job: &str,
+    claim: &Claim,
     start: Start,
     ends: (&[String], &[String]),
 ) -> Result<Found, tokio_postgres::Error> {
@@ -93,7 +94,7 @@ pub(super) async fn look(
     let sql = format!(
         "SELECT count(*) FILTER (WHERE due), count(*) FILTER (WHERE NOT due),\n       coalesce(min(key) FILTER (WHERE due), min(key))\nFROM (SELECT {key} AS key, {due} AS due\n      FROM ONLY {table}{batch}\n      WHERE {range}\n        AND {filter}) AS found",
         key = keyset.key_as_text(),
-        due = plan.due_sql(state, job),
+        due = plan.due_sql(state, claim),
         table = keyset.table.sql(),
         range = rows.condition,
         filter = hidden(filter),

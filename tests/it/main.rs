@@ -12,6 +12,7 @@ mod kills;
 mod life;
 mod metrics;
 mod operations;
+mod partitions;
 mod patroni;
 mod plans;
 mod pooler;

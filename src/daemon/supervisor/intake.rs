@@ -13,7 +13,7 @@ use crate::database::{Failure, describe};
 use crate::job::preflight::{self, Fixed, Preflight, PreflightError};
 use crate::job::spec::Spec;
 use crate::state::slice::{Within, Workers};
-use crate::state::{StateError, job, slice};
+use crate::state::{StateError, job, pass, slice};
 use crate::throttle::JobThrottle;
 use crate::throttle::job::Terms;
 use crate::throttle::watched::{KeyRead, Watched};
@@ -114,9 +114,17 @@ impl Supervisor {
         let claimed =
             slice::claim(&**client, &self.state, &self.name, lease, &within, &held, &self.actor).await?;
         let Some(claim) = claimed else { return Ok(false) };
-        let Some(job) = self.examine(&client, &claim.job).await? else {
-            slice::release(&**client, &self.state, &claim).await?;
-            return Ok(true);
+        let job = match self.examine(&client, &claim.job, claim.table_oid).await? {
+            Looked::Workable(job) => *job,
+            Looked::Not => {
+                slice::release(&**client, &self.state, &claim).await?;
+                return Ok(true);
+            }
+            Looked::PartGone => {
+                pass::leave_out(&**client, &self.state, &claim, &self.actor).await?;
+                tracing::warn!(job = %claim.job, slice = claim.number, "slice left out: its partition is gone");
+                return Ok(true);
+            }
         };
         tracing::debug!(job = %claim.job, slice = claim.number, epoch = claim.epoch, "slice claimed");
         let at_work = slice::workers(&**client, &self.state, &self.name).await?;
@@ -139,23 +147,24 @@ impl Supervisor {
         Ok(true)
     }
 
-    /// Looks whether a running job can be worked on, and how. None: not now, or it has failed for good, and
-    /// says so.
+    /// Looks whether a running job, or a partition of its table, can be worked on, and how.
     pub(super) async fn examine(
         &mut self,
         client: &Client,
         name: &str,
-    ) -> Result<Option<Examined>, TurnError> {
+        part: Option<u32>,
+    ) -> Result<Looked, TurnError> {
         let record = job::load(client, &self.state, name).await?;
         let examined = match Spec::from_json(&record.spec) {
             Ok(spec) => {
-                let fixed = Fixed::of(&record);
+                let fixed = Fixed::of(&record).map(|fixed| fixed.of_part(part));
                 match preflight::examine(client, &spec, self.state.schema(), fixed.as_ref()).await {
                     Ok(preflight) => Ok((spec, preflight)),
+                    Err(PreflightError::PartGone(_)) => return Ok(Looked::PartGone),
                     Err(PreflightError::Problems(problems)) => Err(problems.join("; ")),
                     Err(PreflightError::Database(error)) if Failure::of(&error) == Failure::Contention => {
                         self.put_off(name, &describe(&error));
-                        return Ok(None);
+                        return Ok(Looked::Not);
                     }
                     Err(PreflightError::Database(error)) => return Err(StateError::from(error).into()),
                 }
@@ -167,12 +176,12 @@ impl Supervisor {
             Err(reason) => {
                 tracing::error!(job = %name, reason, "job failed: it cannot go on");
                 job::fail(client, &self.state, name, &reason, &self.actor).await?;
-                return Ok(None);
+                return Ok(Looked::Not);
             }
         };
         let (revision, table_rows) = (record.revision, record.table_rows);
         self.want_workers(name, revision, spec.walk.workers() as usize);
-        Ok(Some(Examined { spec, preflight, revision, table_rows }))
+        Ok(Looked::Workable(Box::new(Examined { spec, preflight, revision, table_rows })))
     }
 
     /// Notes how many workers a job is to have here; says once when it cannot have as many.
@@ -212,6 +221,15 @@ impl Supervisor {
 pub(super) struct Wanted {
     revision: i32,
     workers: usize,
+}
+
+/// What came of a look at a job.
+pub(super) enum Looked {
+    Workable(Box<Examined>),
+    /// Not now, or it has failed for good, and says so.
+    Not,
+    /// The partition is gone.
+    PartGone,
 }
 
 /// A job that can be worked on.

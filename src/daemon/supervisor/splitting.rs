@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
-use super::intake::Examined;
+use super::intake::{Examined, Looked};
 use super::{Supervisor, TurnError};
 use crate::database::{Failure, Object, describe};
 use crate::state::split::Rest;
@@ -42,7 +42,9 @@ impl Supervisor {
         let mut client = self.database.get().await?;
         let largest = split::largest(&**client, &self.state, &self.within(workers), &whole).await?;
         let Some(rest) = largest else { return Ok(false) };
-        let Some(job) = self.examine(&client, &rest.job).await? else { return Ok(true) };
+        let Looked::Workable(job) = self.examine(&client, &rest.job, rest.table_oid).await? else {
+            return Ok(false);
+        };
         let halved = halve(&mut client, &self.state, &job, &rest, &self.actor).await;
         let (name, number) = (&rest.job, rest.number);
         match halved {

@@ -32,6 +32,8 @@ pub(super) enum Rule {
 /// A table that can be used for its purpose.
 pub(super) struct Found {
     pub(super) table: Table,
+    /// Its rows are in partitions.
+    pub(super) is_partitioned: bool,
 }
 
 /// Finds a table that the key `key` names, and refuses what cannot be used for the purpose.
@@ -51,7 +53,7 @@ pub(super) async fn find(
     let found = client
         .query_typed_opt(
             "SELECT c.oid, n.nspname, c.relname, c.relkind::text, c.relpersistence::text,
-                    c.relkind = 'r' AND row_security_active(c.oid),
+                    row_security_active(c.oid),
                     EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid),
                     EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_type::text = $2)
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -77,6 +79,8 @@ pub(super) async fn find(
     let table = Table { oid: row.get(0), schema: row.get(1), name: row.get(2) };
     let (kind, persistence): (String, String) = (row.get(3), row.get(4));
     let (row_security, has_children, has_rule): (bool, bool, bool) = (row.get(5), row.get(6), row.get(7));
+    let is_partitioned = kind == "p";
+    let found = |table| Ok(Found { table, is_partitioned });
     let obstacle = match kind.as_str() {
         "r" if persistence == "t" => "is a temporary table: other sessions cannot see its rows",
         "r" if table.schema == "pg_catalog" || table.schema == "information_schema" => "is a system table",
@@ -84,8 +88,8 @@ pub(super) async fn find(
         "r" | "p" if has_rule && purpose == Purpose::Written => {
             "has a rule that rewrites INSERT: drop it, or use a trigger"
         }
-        "r" | "p" if purpose == Purpose::Written => return Ok(Found { table }),
-        "r" if row_security => {
+        "r" | "p" if purpose == Purpose::Written => return found(table),
+        "r" | "p" if row_security => {
             "has row-level security that hides rows from this role: use a role with BYPASSRLS, or the table's owner without FORCE"
         }
         "r" if has_children => {
@@ -93,8 +97,8 @@ pub(super) async fn find(
         }
         "r" if has_rule && event == "4" => "has a rule that rewrites DELETE: drop it, or use a trigger",
         "r" if has_rule => "has a rule that rewrites UPDATE: drop it, or use a trigger",
-        "r" => return Ok(Found { table }),
-        "p" => "is partitioned, which is not supported yet: give a job for each partition",
+        "p" if has_rule => "has a rule that rewrites what the job does: drop it, or use a trigger",
+        "r" | "p" => return found(table),
         "v" => "is a view: name the table behind it",
         "m" => "is a materialised view: name the table behind it",
         "f" => "is a foreign table: run the job on the server that has the rows",

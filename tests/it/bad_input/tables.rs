@@ -46,7 +46,6 @@ async fn what_is_not_an_ordinary_table() {
         &[
             table("adults", &["public.adults is a view", "name the table behind it"]),
             table("totals", &["public.totals is a materialised view", "name the table behind it"]),
-            table("parted", &["public.parted is partitioned", "give a job for each partition"]),
             table("parent", &["public.parent", "inherit", "give a job for each"]),
             table(
                 "remote",

@@ -1,0 +1,52 @@
+//! The partitions of a table: each is walked as a table of its own, by its own index.
+
+use postgres_types::Type;
+use tokio_postgres::{Error, GenericClient};
+
+use crate::walk::keyset::Table;
+
+/// The partitions that hold the rows of a table, the largest first.
+pub(super) async fn list(client: &impl GenericClient, root: &Table) -> Result<Vec<Partition>, Error> {
+    let rows = client
+        .query_typed(
+            "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind = 'r'
+             FROM pg_partition_tree($1) t
+             JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE t.isleaf AND c.relkind <> 'p'
+             ORDER BY pg_relation_size(c.oid) DESC, c.oid",
+            &[(&root.oid, Type::OID)],
+        )
+        .await?;
+    Ok(rows
+        .iter()
+        .map(|row| Partition {
+            table: Table { oid: row.get(0), schema: row.get(1), name: row.get(2) },
+            is_local: row.get(3),
+        })
+        .collect())
+}
+
+/// One of them.
+pub(super) struct Partition {
+    pub(super) table: Table,
+    /// Its rows are on this server.
+    pub(super) is_local: bool,
+}
+
+/// The columns that decide in which partition a row is, of all levels.
+pub(super) async fn key_columns(client: &impl GenericClient, root: &Table) -> Result<Vec<String>, Error> {
+    let rows = client
+        .query_typed(
+            // The columns of a partition key depend on their table, those in its expressions too.
+            "SELECT DISTINCT a.attname::text
+             FROM pg_partition_tree($1) t
+             JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = t.relid
+                             AND d.refclassid = 'pg_class'::regclass AND d.refobjid = t.relid
+                             AND d.refobjsubid = 0 AND d.deptype = 'i'
+             JOIN pg_attribute a ON a.attrelid = t.relid AND a.attnum = d.objsubid
+             WHERE NOT t.isleaf OR t.level = 0",
+            &[(&root.oid, Type::OID)],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
