@@ -83,6 +83,9 @@ fn note(job: &Status) -> String {
     if let Some(error) = &job.error {
         notes.push(error.clone());
     }
+    if job.sweep > 0 {
+        notes.push(format!("sweep {}, for rows that appeared behind the walk", job.sweep));
+    }
     match job.state.as_str() {
         // One that waits for its hours has handed its slice back.
         "running" if job.workers == 0 && job.throttle.zone != Zone::Paused.name() => {

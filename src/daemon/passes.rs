@@ -6,13 +6,13 @@ use crate::job::preflight::{self, Fixed, PreflightError};
 use crate::job::spec::Spec;
 use crate::state::job::Record;
 use crate::state::slice::Range;
-use crate::state::{Actor, State, job, pass};
+use crate::state::{Actor, State, StateError, job, pass};
 use crate::walk::sweep::{Next, Walked};
 
 use super::start::{StartError, lay_out};
 
-/// How long a look at a job may take, in seconds: as long as a turn of the supervisor.
-const LONGEST_LOOK_SECONDS: u32 = 120;
+/// Whoever stops answering while it ends a job keeps others from ending it: not for long.
+const LONGEST_PAUSE_SECONDS: u32 = 5;
 
 /// What became of a job.
 #[derive(Debug)]
@@ -30,23 +30,32 @@ pub(super) async fn end(
     name: &str,
     actor: &Actor,
 ) -> Result<Ended, StartError> {
-    let mut holder = database.get().await?;
-    // Held to the end: another daemon that looks meanwhile leaves the job alone.
-    let transaction = holder.transaction().await?;
-    transaction
-        .batch_execute(&format!("SET LOCAL idle_in_transaction_session_timeout = '{LONGEST_LOOK_SECONDS}s'"))
-        .await?;
-    let Some(record) = pass::lock_walked(&transaction, state, name).await? else { return Ok(Ended::Done) };
-    let passes = pass::list(&*transaction, state, name).await?;
-    let mut asking = database.get().await?;
-    let looked = match look(&mut asking, state, &record, &passes).await {
+    let mut client = database.get().await?;
+    // Looked at without a lock: that may take its time, and two daemons that look do no harm.
+    let record = match job::load(&**client, state, name).await {
+        Ok(record) => record,
+        Err(StateError::UnknownJob { .. }) => return Ok(Ended::Done),
+        Err(error) => return Err(error.into()),
+    };
+    let passes = pass::list(&**client, state, name).await?;
+    let looked = match look(&mut client, state, &record, &passes).await {
         Ok(looked) => looked,
         Err(StartError::Database(error)) if Failure::of(&error) == Failure::Contention => {
-            drop(Object::take(asking));
+            drop(Object::take(client));
             return Ok(Ended::Busy(describe(&error)));
         }
         Err(error) => return Err(error),
     };
+    let transaction = client.transaction().await?;
+    transaction
+        .batch_execute(&format!("SET LOCAL idle_in_transaction_session_timeout = '{LONGEST_PAUSE_SECONDS}s'"))
+        .await?;
+    let walked = pass::lock_walked(&transaction, state, name).await?;
+    let is_as_it_was = walked.is_some_and(|walked| walked.revision == record.revision)
+        && pass::list(&*transaction, state, name).await? == passes;
+    if !is_as_it_was {
+        return Ok(Ended::Done);
+    }
     match looked {
         Ok(Look { next: Next::Sweep(sweep), slices }) if !slices.is_empty() => {
             let reason = match sweep {

@@ -100,6 +100,13 @@ fn missing(table: &toml::Table) -> Vec<String> {
     if !table.contains_key("table") {
         missing.push("table is missing: write table = \"public.users\"".to_owned());
     }
+    let operations = ["update", "delete", "copy", "move", "statement"];
+    if !operations.iter().any(|key| table.contains_key(*key)) {
+        missing.push(
+            "no operation: add a section [update] with set = { column = \"SQL expression\" } and where, or one of [delete], [copy], [move] and [statement]"
+                .to_owned(),
+        );
+    }
     let mut section_has_no = |section: &str, key: &str, example: &str| {
         let found = table.get(section).and_then(toml::Value::as_table);
         if found.is_some_and(|section| !section.contains_key(key)) {

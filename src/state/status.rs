@@ -49,6 +49,8 @@ pub struct Status {
     pub finished_at: Option<Timestamp>,
     /// Why it failed.
     pub error: Option<String>,
+    /// 0: it is walked, or has ended. From 1 on: the pass behind the walk that it is in; the figures are of that.
+    pub sweep: i32,
 }
 
 /// What holds a job back.

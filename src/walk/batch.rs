@@ -283,7 +283,7 @@ pub async fn run(
     let extent = extent(client, plan, claim, &position, request.rows).await?;
     let found = match claim.sweep {
         0 => None,
-        _ => Some(found(client, state, plan, claim, &extent).await?),
+        _ => Some(found(client, state, plan, claim, &extent, request).await?),
     };
     let changes = match &found {
         Some(found) if found.due == 0 || !plan.changes_in(claim.sweep) => Change::Rows(0),
@@ -415,12 +415,28 @@ async fn found(
     plan: &Plan,
     claim: &slice::Claim,
     extent: &Extent,
+    request: Request,
 ) -> Result<sweep::Found, BatchError> {
     if extent.rows == 0 {
         return Ok(sweep::Found::default());
     }
+    let at = || BatchError::at(Step::Rows);
+    let is_single = request.rows == 1;
+    if is_single && plan.changes_in(claim.sweep) {
+        return Ok(sweep::Found::unknown());
+    }
+    if is_single {
+        client.batch_execute("SAVEPOINT row").await.map_err(at())?;
+    }
     let ends = (extent.start_key.as_slice(), extent.last_key.as_slice());
-    sweep::look(client, state, plan, claim, extent.start, ends).await.map_err(BatchError::at(Step::Rows))
+    match sweep::look(client, state, plan, claim, extent.start, ends).await {
+        // Whether it matches cannot be told, and nothing is to be changed.
+        Err(error) if is_single && Failure::of_row(&error) == Failure::Data => {
+            client.batch_execute("ROLLBACK TO SAVEPOINT row").await.map_err(at())?;
+            Ok(sweep::Found::default())
+        }
+        found => found.map_err(at()),
+    }
 }
 
 /// What became of the rows of an extent.

@@ -89,7 +89,7 @@ impl Operation {
         self.sql_where(keyset, start, start_key, end_key, None)
     }
 
-    /// The same for those of the rows that fulfil `more` too.
+    /// The same for the rows that fulfil `condition`, and not the operation's own.
     #[must_use]
     pub fn sql_where(
         &self,
@@ -97,49 +97,45 @@ impl Operation {
         start: Start,
         start_key: &[String],
         end_key: &[String],
-        more: Option<&str>,
+        condition: Option<&str>,
     ) -> String {
-        let mut rows = keyset.rows(start, start_key, end_key);
-        if let Some(more) = more {
-            rows.condition.push_str("\n  AND ");
-            rows.condition.push_str(more);
-        }
+        let rows = keyset.rows(start, start_key, end_key);
+        let and = condition.map(str::to_owned).or_else(|| self.filter().map(hidden));
+        let and = and.map_or(String::new(), |condition| format!("\n  AND {condition}"));
         let table = keyset.table.sql();
         match self {
-            Self::Update { set, filter } => {
+            Self::Update { set, .. } => {
                 let set: Vec<String> = set
                     .iter()
                     .map(|(column, expression)| format!("{} = {}", identifier(column), enclosed(expression)))
                     .collect();
                 format!(
-                    "UPDATE ONLY {table}\nSET {}{}\nWHERE {}{}",
+                    "UPDATE ONLY {table}\nSET {}{}\nWHERE {}{and}",
                     set.join(",\n    "),
                     joined("FROM", &rows),
                     rows.condition,
-                    and(filter.as_deref())
                 )
             }
-            Self::Delete { filter } => delete(keyset, &rows, filter),
-            Self::Copy { into, filter, on_conflict } => {
+            Self::Delete { .. } => delete(keyset, &rows, &and),
+            Self::Copy { into, on_conflict, .. } => {
                 let batch = rows.from.as_ref().map_or(String::new(), |from| format!(", {from}"));
                 let conflict = on_conflict.as_ref().map_or(String::new(), |conflict| conflict.sql(into));
                 format!(
-                    "INSERT INTO {} ({}){}\nSELECT {}\nFROM ONLY {table}{batch}\nWHERE {}{}{conflict}",
+                    "INSERT INTO {} ({}){}\nSELECT {}\nFROM ONLY {table}{batch}\nWHERE {}{and}{conflict}",
                     into.table.sql(),
                     into.column_list(),
                     into.overriding(),
                     into.expressions(),
                     rows.condition,
-                    and(filter.as_deref())
                 )
             }
-            Self::Move { into, filter } => {
+            Self::Move { into, .. } => {
                 // By the table's own name, so that the expressions mean what they would there.
                 let gone = identifier(&keyset.table.name);
                 let kept = identifier("backfilld kept");
                 format!(
                     "WITH {gone} AS (\n{}\nRETURNING {gone}.*\n), {kept} AS (\nINSERT INTO {} ({}){}\nSELECT {}\nFROM {gone}\nRETURNING 1\n)\nSELECT (SELECT count(*) FROM {gone}), (SELECT count(*) FROM {kept})",
-                    delete(keyset, &rows, filter),
+                    delete(keyset, &rows, &and),
                     into.table.sql(),
                     into.column_list(),
                     into.overriding(),
@@ -151,22 +147,12 @@ impl Operation {
     }
 }
 
-fn delete(keyset: &Keyset, rows: &Rows, filter: &str) -> String {
-    format!(
-        "DELETE FROM ONLY {}{}\nWHERE {}{}",
-        keyset.table.sql(),
-        joined("USING", rows),
-        rows.condition,
-        and(Some(filter))
-    )
+fn delete(keyset: &Keyset, rows: &Rows, and: &str) -> String {
+    format!("DELETE FROM ONLY {}{}\nWHERE {}{and}", keyset.table.sql(), joined("USING", rows), rows.condition)
 }
 
 fn joined(word: &str, rows: &Rows) -> String {
     rows.from.as_ref().map_or(String::new(), |from| format!("\n{word} {from}"))
-}
-
-fn and(filter: Option<&str>) -> String {
-    filter.map_or(String::new(), |filter| format!("\n  AND {}", hidden(filter)))
 }
 
 /// A condition that no index is matched with.

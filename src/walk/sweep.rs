@@ -9,7 +9,8 @@ use tokio_postgres::GenericClient;
 
 use super::batch::Plan;
 use super::keyset::Start;
-use super::operation::{OnConflict, Operation, hidden};
+use super::keyset::enclosed;
+use super::operation::{OnConflict, Operation};
 use super::parameters::Parameters;
 use crate::state::pass::Pass;
 use crate::state::slice::Claim;
@@ -52,20 +53,30 @@ impl Found {
         self.example_key.as_deref().filter(|_| is_of_interest)
     }
 
+    /// What is found where nobody looked: the change itself will tell.
+    pub(super) fn unknown() -> Self {
+        Self { due: i64::MAX, ..Self::default() }
+    }
+
     fn is_unknown(&self) -> bool {
         self.due == i64::MAX
     }
 }
 
 impl Plan {
-    /// What the rows of a sweep must fulfil besides the job's own condition.
+    /// The condition of the rows that a sweep changes.
     pub(super) fn due_sql(&self, state: &State, claim: &Claim) -> String {
-        let key = self.keyset.key_as_text();
-        let unmarked = format!("NOT {}", quarantine::holds_sql(state, claim, &key));
-        match &self.sweeps.marking {
-            Some(marking) => format!("{marking}\n  AND {unmarked}"),
-            None => unmarked,
-        }
+        self.case_sql(state, claim, self.sweeps.marking.as_deref().unwrap_or("true"))
+    }
+
+    /// What `value` is of a row that matches and is not set aside, and false of any other. A CASE, since the
+    /// condition of a row that was set aside may be what could not be computed.
+    fn case_sql(&self, state: &State, claim: &Claim, value: &str) -> String {
+        let is_set_aside = quarantine::holds_sql(state, claim, &self.keyset.key_as_text());
+        let matches = self.operation.filter().map_or("(true)".to_owned(), enclosed);
+        format!(
+            "CASE WHEN {is_set_aside} THEN false\n       WHEN {matches} THEN {value}\n       ELSE false END"
+        )
     }
 
     /// Whether a sweep of this number changes rows, or only looks whether there are any left.
@@ -84,20 +95,20 @@ pub(super) async fn look(
     ends: (&[String], &[String]),
 ) -> Result<Found, tokio_postgres::Error> {
     let (start_key, end_key) = ends;
-    let Some(filter) = plan.operation.filter().filter(|_| !plan.operation.skips()) else {
+    if plan.operation.skips() {
         // Whether a row was copied already, only the copy itself tells.
-        return Ok(Found { due: i64::MAX, still_matching: 0, example_key: None });
-    };
+        return Ok(Found::unknown());
+    }
     let keyset = &plan.keyset;
     let rows = keyset.rows(start, start_key, end_key);
     let batch = rows.from.as_ref().map_or(String::new(), |from| format!(", {from}"));
     let sql = format!(
-        "SELECT count(*) FILTER (WHERE due), count(*) FILTER (WHERE NOT due),\n       coalesce(min(key) FILTER (WHERE due), min(key))\nFROM (SELECT {key} AS key, {due} AS due\n      FROM ONLY {table}{batch}\n      WHERE {range}\n        AND {filter}) AS found",
+        "SELECT count(*) FILTER (WHERE due), count(*) FILTER (WHERE NOT due),\n       coalesce(min(key) FILTER (WHERE due), min(key))\nFROM (SELECT {key} AS key, {due} AS due\n      FROM ONLY {table}{batch}\n      WHERE {range}\n        AND {matches}) AS found",
         key = keyset.key_as_text(),
-        due = plan.due_sql(state, claim),
+        due = plan.sweeps.marking.as_deref().unwrap_or("true"),
         table = keyset.table.sql(),
         range = rows.condition,
-        filter = hidden(filter),
+        matches = plan.case_sql(state, claim, "true"),
     );
     let row = client.query_typed_one(&sql, &Parameters::new(keyset, start_key, end_key).all()).await?;
     Ok(Found { due: row.get(0), still_matching: row.get(1), example_key: row.get(2) })

@@ -21,7 +21,7 @@ use crate::support::database::Database;
 use crate::support::{self, job_file};
 
 /// The keys of `status --json`, in the contract's order.
-pub(crate) const STATUS_KEYS: [&str; 19] = [
+pub(crate) const STATUS_KEYS: [&str; 20] = [
     "name",
     "state",
     "table",
@@ -41,6 +41,7 @@ pub(crate) const STATUS_KEYS: [&str; 19] = [
     "started_at",
     "finished_at",
     "error",
+    "sweep",
 ];
 
 const PATIENCE: Duration = Duration::from_secs(60);

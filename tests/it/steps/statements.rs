@@ -15,7 +15,8 @@ pub(super) const TAKE_PENDING: Statement = with(&["state = 'pending' AND name <>
 /// Marks the job as started.
 pub(super) const START: Statement = with(&["SET state = 'running', started_at"]);
 /// Lays down a slice of the job that starts.
-pub(super) const LAY_SLICE: Statement = with(&["INSERT INTO", ".slice (job, number, first_key, last_key"]);
+pub(super) const LAY_SLICE: Statement =
+    with(&["INSERT INTO", "estimated_rows, cursor_key, sweep, table_oid)", "coalesce(max(number)"]);
 /// Commits the start.
 pub(super) const COMMIT_START: Statement = commit_after(&["SET state = 'running', started_at"]);
 
@@ -31,14 +32,14 @@ pub(super) const BOUND: Statement = Statement { parts: &["OFFSET"], after: &["BE
 /// Changes the rows.
 pub(super) const ROWS: Statement = Statement { parts: &["UPDATE ONLY"], after: &["BEGIN ISOLATION LEVEL"] };
 /// Sets a row aside.
-pub(super) const SET_ASIDE: Statement = with(&["INSERT INTO", ".quarantine (job, key"]);
+pub(super) const SET_ASIDE: Statement = with(&["INSERT INTO", ".quarantine (job, table_oid, key"]);
 /// Moves the cursor. The commit is sent with it.
 pub(super) const ADVANCE: Statement = with(&["SET cursor_key = $4"]);
 /// Commits a batch.
 pub(super) const COMMIT: Statement = commit_after(&["SET cursor_key = $4"]);
 /// Commits a batch that has set a row aside.
 pub(super) const COMMIT_SET_ASIDE: Statement =
-    commit_after(&[".quarantine (job, key", "SET cursor_key = $4"]);
+    commit_after(&[".quarantine (job, table_oid, key", "SET cursor_key = $4"]);
 
 /// Locks a slice that is to be split.
 pub(super) const LOCK_SLICE: Statement = with(&["s.last_key = $3 AND s.finished_at IS NULL"]);
@@ -47,7 +48,7 @@ pub(super) const SPLIT: Statement = with(&["WITH shorter AS"]);
 /// Commits the split.
 pub(super) const COMMIT_SPLIT: Statement = commit_after(&["WITH shorter AS"]);
 
-/// Ends the jobs that are walked to their end. Asked in every turn.
+/// Ends a job that is walked to its end.
 pub(super) const COMPLETE: Statement = with(&["SET state = 'complete'"]);
 /// Hands one slice back.
 pub(super) const RELEASE: Statement =
