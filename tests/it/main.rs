@@ -20,6 +20,7 @@ mod rooms;
 mod schema;
 mod secrets;
 mod signals;
+mod sql_interface;
 mod steps;
 mod throttle;
 mod tls;
