@@ -302,7 +302,7 @@ BEGIN
     END IF;
     IF job_is.state = 'complete' THEN
         IF job_is.rows_quarantined > 0 THEN
-            RAISE WARNING 'backfill "%" is complete, but % rows could not be changed: `backfilld quarantine %` lists them',
+            RAISE WARNING 'backfill "%" is complete, but % of its rows could not be changed: `backfilld quarantine %` lists them',
                           job_is.name, with_commas(job_is.rows_quarantined), job_is.name;
         END IF;
         RETURN;

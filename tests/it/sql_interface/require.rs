@@ -135,7 +135,7 @@ async fn rows_that_could_not_be_changed_are_told_and_stop_nothing() {
     assert_eq!(
         heard.await.unwrap(),
         [
-            "WARNING: backfill \"fill\" is complete, but 1 rows could not be changed: `backfilld quarantine fill` lists them"
+            "WARNING: backfill \"fill\" is complete, but 1 of its rows could not be changed: `backfilld quarantine fill` lists them"
         ]
     );
 }
