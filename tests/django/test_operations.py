@@ -145,6 +145,18 @@ def test_errors_are_told_in_words(database: Database) -> None:
     assert "run `backfilld init` on the database" in database.refused("migrate", "shop", "0003")
 
 
+def test_rows_that_were_set_aside_are_told_before_the_old_column_goes(database: Database) -> None:
+    migrated(database)
+    database.sql("ALTER TABLE shop_customer ADD CHECK (email_normalized <> 'user77')")
+    database.managed("migrate", "shop", "0003")
+    daemon = database.start_daemon()
+    wait_until("complete", lambda: database.state(JOB) == "complete")
+    daemon.stop()
+    database.managed("migrate", "shop", "0004", "--fake")
+    run = database.manage("migrate", "shop", "0005")
+    assert run.returncode == 0 and f'backfill "{JOB}" is complete, but 1 of its rows could not be changed' in run.stderr
+
+
 def test_other_databases_are_refused_or_kept_away(database: Database) -> None:
     told = database.refused("migrate", "shop", "--database", "sqlite")
     assert told.startswith('BackfillError: backfills need PostgreSQL, and the database "sqlite" is sqlite: keep')

@@ -1,11 +1,15 @@
 """Errors of the database, in words for whoever reads the log of a deploy."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from django.core.management.base import CommandError
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
+
+logger = logging.getLogger("backfilld_django")
 
 # The errors that the functions raise themselves: their text needs nothing added.
 TOLD_BY_FUNCTIONS = frozenset({"22023", "42704", "42710", "55000"})
@@ -55,3 +59,28 @@ def readable_errors(connection: BaseDatabaseWrapper, schema: str) -> Iterator[No
                 f"{message}: grant the migrating role what backfilld's docs/operating.md lists under Rights"
             ) from error
         raise
+
+
+@contextmanager
+def logged_warnings(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Log the server's warnings, which drivers keep to themselves: of rows that could not be changed, for example."""
+    connection.ensure_connection()
+    driver: Any = connection.connection
+
+    def log(notice: Any) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            logger.warning(notice.message_primary)
+
+    # psycopg 3 calls back, psycopg 2 keeps a list of texts.
+    if hasattr(driver, "add_notice_handler"):
+        driver.add_notice_handler(log)
+        try:
+            yield
+        finally:
+            driver.remove_notice_handler(log)
+    else:
+        before = len(driver.notices)
+        yield
+        for text in driver.notices[before:]:
+            if text.startswith("WARNING:"):
+                logger.warning(text.removeprefix("WARNING:").strip())

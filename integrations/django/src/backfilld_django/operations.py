@@ -11,7 +11,7 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.operations.base import Operation, OperationCategory
 from django.db.migrations.state import ProjectState
 
-from .database import BackfillError, quoted, readable_errors, require_postgresql
+from .database import BackfillError, logged_warnings, quoted, readable_errors, require_postgresql
 
 __all__ = ["BackfillError", "RequireBackfill", "SubmitBackfill"]
 
@@ -56,7 +56,7 @@ class BackfillOperation(Operation):
             return
         require_postgresql(connection)
         casts = ", ".join(f"%s{cast}" for _, cast in arguments)
-        with readable_errors(connection, self.schema):
+        with readable_errors(connection, self.schema), logged_warnings(connection):
             schema_editor.execute(
                 f"SELECT {quoted(self.schema)}.{function}({casts})", [value for value, _ in arguments]
             )
