@@ -128,7 +128,9 @@ CREATE FUNCTION spec_keys(spec jsonb) RETURNS TABLE (key text, value jsonb) LANG
              jsonb_each(CASE jsonb_typeof(p.value) WHEN 'object' THEN p.value ELSE '{}' END) below
     )
     SELECT p.key,
-           CASE WHEN p.section IN ('batch', 'limits', 'throttle') AND jsonb_typeof(p.value) = 'string'
+           -- The operations have SQL, and names.
+           CASE WHEN p.section NOT IN ('update', 'delete', 'copy', 'move', 'statement')
+                     AND jsonb_typeof(p.value) = 'string'
                 THEN measured(p.value #>> '{}') ELSE p.value END
     FROM place p
     WHERE jsonb_typeof(p.value) NOT IN ('object', 'null') AND p.value <> '[]'
@@ -344,12 +346,17 @@ DO $$
 DECLARE
     granted CONSTANT text[] := '{submit,pause,resume,cancel,retry,withdraw,require_complete}';
     own CONSTANT text[] := '{raise_unknown,close_gate,raise_unless,measured,spec_keys,differing_keys,check_spec,check_table,in_words,with_commas}';
+    -- Whoever upgrades a schema may be more than its owner.
+    owner CONSTANT name := (SELECT pg_get_userbyid(c.relowner) FROM pg_class c WHERE c.oid = 'job'::regclass);
     made record;
 BEGIN
     FOR made IN SELECT p.oid::regprocedure AS function, p.proname = ANY (granted) AS is_granted
                 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
                 WHERE n.nspname = current_schema() AND p.proname = ANY (granted || own)
     LOOP
+        IF owner <> current_user THEN
+            EXECUTE format('ALTER FUNCTION %s OWNER TO %I', made.function, owner);
+        END IF;
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', made.function);
         IF made.is_granted THEN
             EXECUTE format('ALTER FUNCTION %s SECURITY DEFINER SET search_path = pg_catalog, %I, pg_temp',

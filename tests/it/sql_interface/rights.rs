@@ -4,8 +4,8 @@ use tokio_postgres::Client;
 
 use super::{SPEC, Scene, call_as, submit_as};
 use crate::schema::create_role;
-use crate::support::daemon::backfilld_with;
-use crate::support::database::connect;
+use crate::support::daemon::{backfilld, backfilld_with};
+use crate::support::database::{Database, connect};
 
 const DOCS: &str = include_str!("../../../docs/operating.md");
 const BY_NAME: [&str; 6] = ["pause", "resume", "cancel", "retry", "withdraw", "require_complete"];
@@ -144,4 +144,30 @@ async fn they_mean_their_own_schema_whatever_its_name() {
         scene.client.batch_execute("UPDATE users SET normalized = NULL").await.unwrap();
     }
     assert_eq!(scene.count("backfilld.job").await, 0);
+}
+
+/// They run as their owner, so a superuser who upgrades must not become it.
+#[tokio::test]
+async fn they_belong_to_the_owner_of_the_schema_whoever_upgrades_it() {
+    let database = Database::create().await;
+    let (role, _) = create_role(&database).await;
+    let client = database.connect().await;
+    let initial = include_str!("../../../src/state/upgrades/0001_initial.sql");
+    client
+        .batch_execute(&format!(
+            "CREATE SCHEMA backfilld AUTHORIZATION {role};
+             SET ROLE {role};
+             SET search_path TO backfilld;
+             CREATE TABLE schema_version (version integer PRIMARY KEY, name text NOT NULL,
+                 applied_at timestamptz NOT NULL DEFAULT clock_timestamp(), applied_by text NOT NULL);
+             INSERT INTO schema_version (version, name, applied_by) VALUES (1, 'initial', 'test');
+             {initial};
+             RESET ROLE"
+        ))
+        .await
+        .unwrap();
+    assert_eq!(backfilld(database.url(), &["init"]).code, 0);
+    let owners = "SELECT string_agg(DISTINCT proowner::regrole::text, ' ') FROM pg_proc
+                  WHERE pronamespace = 'backfilld'::regnamespace AND prosecdef";
+    assert_eq!(client.query_one(owners, &[]).await.unwrap().get::<_, &str>(0), role);
 }
