@@ -23,7 +23,5 @@ DATABASES = {
     "other": database(os.environ.get("SHOP_OTHER_DATABASE", "postgres")),
     "sqlite": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"},
 }
-if "SHOP_ONLY" in os.environ:
-    DATABASE_ROUTERS = ["project.routers.OnlyOne"]
 if "SHOP_WITHOUT_BACKFILLD" in os.environ:
     BACKFILLD_ENABLED = False
