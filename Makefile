@@ -1,6 +1,6 @@
 # What a person or CI types. Each target installs what it misses.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test chaos test-versions test-patroni lint bench bench-growth bench-scale bench-throttle clean
+.PHONY: help build demo test chaos test-versions test-patroni test-django lint bench bench-growth bench-scale bench-throttle clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,8 +14,9 @@ demo: build ## watch half a million rows being backfilled on a live PostgreSQL, 
 
 test: ## every test, on real PostgreSQL servers
 	@scripts/install-deps
-	@scripts/install-tools pgbouncer
+	@scripts/install-tools pgbouncer python
 	cargo test --locked
+	@scripts/test-django 5.2
 
 chaos: ## 20 minutes of every fault at random; CHAOS_SECONDS and CHAOS_SEED change time and faults
 	@scripts/install-deps
@@ -30,6 +31,12 @@ test-patroni: ## a switchover and a failover by Patroni and etcd, in the middle 
 	@scripts/install-deps
 	@scripts/install-tools patroni etcd
 	cargo test --locked --test it patroni -- --ignored
+
+test-django: ## migrations of Django 5.2, 6.0 and 6.1 with the package in integrations/django
+	@scripts/install-deps
+	@scripts/install-tools python
+	cargo build --locked
+	@scripts/test-django 5.2 6.0 6.1
 
 lint: ## formatting, clippy, licences and sources of dependencies, shell scripts
 	@scripts/install-deps

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use super::arguments::Tune;
 use super::failure::Failure;
 use super::{Context, output};
+use crate::job::spec::Spec;
 use crate::job::tune;
 use crate::state::submission::Tuned;
 use crate::state::{job, submission};
@@ -12,7 +13,9 @@ use crate::state::{job, submission};
 pub(super) async fn run(context: &Context, command: &Tune) -> Result<ExitCode, Failure> {
     let mut client = context.connect_to_state().await?;
     let name = &command.name;
-    let known = job::load(&client, &context.state, name).await?;
+    let mut known = job::load(&client, &context.state, name).await?;
+    // One that was submitted in SQL is kept as it was given: only what is tuned is to be told.
+    known.spec = Spec::as_written(&known.spec);
     let spec =
         tune::apply(&known.spec, &command.changes).map_err(|problems| Failure::usage(problems.join("\n")))?;
     let tuned =

@@ -62,9 +62,7 @@ impl Job {
         };
         let table: toml::Table = toml::from_str(&text).map_err(parse)?;
         let invalid = |problems| JobFileError::Invalid { path: path.to_owned(), problems };
-        let mut problems = KNOWN_KEYS.check(&table, Source::File);
-        let misspelt = problems.iter().any(|problem| problem.starts_with("unknown key"));
-        problems.extend(missing(&table).into_iter().filter(|_| !misspelt));
+        let problems = problems_of_keys(&table);
         if !problems.is_empty() {
             return Err(invalid(problems));
         }
@@ -89,6 +87,14 @@ pub fn job_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     }
     files.sort();
     Ok(files)
+}
+
+/// What is said that is not known, and what every job must say and is not said.
+fn problems_of_keys(table: &toml::Table) -> Vec<String> {
+    let mut problems = KNOWN_KEYS.check(table, Source::File);
+    let misspelt = problems.iter().any(|problem| problem.starts_with("unknown key"));
+    problems.extend(missing(table).into_iter().filter(|_| !misspelt));
+    problems
 }
 
 /// What every job file must say.
@@ -133,13 +139,27 @@ impl Spec {
         serde_json::to_value(self).expect("a spec has text keys and finite numbers")
     }
 
-    /// Reads a spec from the database, where any role that may submit can have written it.
+    /// Reads a spec from the database, where any role that may submit can have written it. What is wrong is told
+    /// as it is of a file.
     pub fn from_json(spec: &Value) -> Result<Self, Vec<String>> {
+        if let Ok(table) = toml::Table::try_from(spec) {
+            let problems = problems_of_keys(&table);
+            if !problems.is_empty() {
+                return Err(problems);
+            }
+        }
         let spec: Self = serde_json::from_value(spec.clone()).map_err(|error| vec![error.to_string()])?;
         match spec.problems() {
             problems if problems.is_empty() => Ok(spec),
             problems => Err(problems),
         }
+    }
+
+    /// A spec from the database as this program writes it, so that two that mean the same are the same; one that
+    /// cannot be read stays as it is.
+    #[must_use]
+    pub fn as_written(spec: &Value) -> Value {
+        Self::from_json(spec).map_or_else(|_| spec.clone(), |spec| spec.to_json())
     }
 }
 

@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 
 use super::preflight::{self, PreflightError};
 use super::spec::Spec;
-use crate::state::submission::{self, Known, Submitted};
+use crate::state::submission::{self, Known, Submission, Submitted};
 use crate::state::{self, Actor, State, StateError, job};
 
 /// Why a job was not submitted.
@@ -29,10 +29,10 @@ pub async fn examine(
     // Without a state schema that can be read, no job is known.
     if state::is_current(client, state).await.is_ok() {
         match job::load(client, state, &spec.name).await {
-            Ok(known) if known.spec == spec.to_json() => return Ok(()),
+            Ok(known) if Spec::as_written(&known.spec) == spec.to_json() => return Ok(()),
             // That the name is taken is the first thing to tell.
             Ok(known) if if_known != Known::Replaced => {
-                let different = submission::differing_keys(&known.spec, &spec.to_json());
+                let different = submission::differing_keys(&Spec::as_written(&known.spec), &spec.to_json());
                 if if_known == Known::KeepsTuning && submission::only_tuning(&different) {
                     return Ok(());
                 }
@@ -55,5 +55,6 @@ pub async fn register(
     if_known: Known,
     actor: &Actor,
 ) -> Result<Submitted, SubmitError> {
-    Ok(submission::submit(client, state, &spec.name, &spec.to_json(), if_known, actor).await?)
+    let submission = Submission { name: &spec.name, spec: &spec.to_json(), as_written: Spec::as_written };
+    Ok(submission::submit(client, state, submission, if_known, actor).await?)
 }

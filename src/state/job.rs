@@ -285,13 +285,8 @@ pub async fn resume(
     actor: &Actor,
 ) -> Result<Changed, StateError> {
     let sets = "state = CASE WHEN started_at IS NULL THEN 'pending' ELSE 'running' END, resume_at = NULL";
-    let change = Change {
-        from: &["paused"],
-        already: &["pending", "running", "finishing"],
-        sets,
-        past: "resumed",
-        sweeps_again: false,
-    };
+    let change =
+        Change { from: &["paused"], already: &["pending", "running", "finishing"], sets, past: "resumed" };
     change.carry_out(client, state, name, actor, "asked to resume").await
 }
 
@@ -307,7 +302,6 @@ pub async fn cancel(
         already: &["cancelled"],
         sets: "state = 'cancelled', resume_at = NULL, finished_at = clock_timestamp()",
         past: "cancelled",
-        sweeps_again: false,
     };
     change.carry_out(client, state, name, actor, "asked to cancel").await
 }
@@ -325,7 +319,6 @@ pub async fn retry(
         sets: "state = CASE WHEN started_at IS NULL THEN 'pending' ELSE 'running' END,
                error = NULL, finished_at = NULL",
         past: "retried",
-        sweeps_again: true,
     };
     change.carry_out(client, state, name, actor, "asked to go on from the cursor").await
 }
@@ -378,7 +371,6 @@ struct Change {
     already: &'static [&'static str],
     sets: &'static str,
     past: &'static str,
-    sweeps_again: bool,
 }
 
 impl Change {
@@ -393,15 +385,9 @@ impl Change {
         let sql = state.sql(&format!(
             "WITH changed AS (
                  UPDATE {{s}}.job SET {} WHERE name = $1 AND state = ANY($2) RETURNING name
-             ), passed AS (
-                 -- Sweeps that came to their end and found too many rows begin again.
-                 UPDATE {{s}}.slice s SET sweep = -1
-                 FROM changed
-                 WHERE {} AND s.job = $1 AND s.sweep > 0
-                   AND NOT EXISTS (SELECT FROM {{s}}.slice WHERE job = $1 AND finished_at IS NULL)
              )
              INSERT INTO {{s}}.event (job, kind, actor, reason) SELECT name, $3, $4, $5 FROM changed",
-            self.sets, self.sweeps_again
+            self.sets
         ));
         let rows = client
             .execute_typed(

@@ -59,15 +59,26 @@ pub enum Known {
     Replaced,
 }
 
+/// A job as it is submitted.
+#[derive(Debug, Clone, Copy)]
+pub struct Submission<'a> {
+    /// The job's name.
+    pub name: &'a str,
+    /// The job file as JSON, as this program writes it.
+    pub spec: &'a Value,
+    /// Writes any spec as this program does: one that was submitted in SQL is kept as it was given.
+    pub as_written: fn(&Value) -> Value,
+}
+
 /// Registers a job.
 pub async fn submit(
     client: &mut Client,
     state: &State,
-    name: &str,
-    spec: &Value,
+    submission: Submission<'_>,
     known: Known,
     actor: &Actor,
 ) -> Result<Submitted, StateError> {
+    let Submission { name, spec, .. } = submission;
     let transaction = client.transaction().await?;
     let inserted = transaction
         .execute_typed(
@@ -79,7 +90,7 @@ pub async fn submit(
         event::record(&transaction, state, Some(name), "submitted", actor, "the job is new").await?;
         Submitted::New
     } else {
-        resubmit(&transaction, state, name, spec, known, actor).await?
+        resubmit(&transaction, state, submission, known, actor).await?
     };
     transaction.commit().await?;
     Ok(submitted)
@@ -88,19 +99,18 @@ pub async fn submit(
 async fn resubmit(
     transaction: &Transaction<'_>,
     state: &State,
-    name: &str,
-    spec: &Value,
+    submission: Submission<'_>,
     if_known: Known,
     actor: &Actor,
 ) -> Result<Submitted, StateError> {
+    let Submission { name, spec, as_written } = submission;
     let row = transaction
         .query_typed_one(
             &state.sql("SELECT spec, state FROM {s}.job WHERE name = $1 FOR NO KEY UPDATE"),
             &[(&name, Type::TEXT)],
         )
         .await?;
-    let known: Value = row.get(0);
-    let different = differing_keys(&known, spec);
+    let different = differing_keys(&as_written(&row.get(0)), spec);
     if different.is_empty() {
         return Ok(Submitted::Unchanged);
     }

@@ -22,6 +22,7 @@ mod rooms;
 mod schema;
 mod secrets;
 mod signals;
+mod sql_interface;
 mod steps;
 mod sweeps;
 mod throttle;

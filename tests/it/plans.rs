@@ -121,6 +121,10 @@ fn assert_node(node: &Value, statement: &Statement) {
         // Row by row, each by its whole key: a batch that crosses from one tenant to the next.
         "Nested Loop" if statement.sql.contains("backfilld batch") => {}
         "Index Scan" | "Index Only Scan" => {
+            // A sweep leaves out what is in quarantine.
+            if node["Relation Name"] == "quarantine" {
+                return;
+            }
             assert_eq!(node["Index Name"], "t_pkey", "{}", told());
             // The first and the last key of the table are found without a condition.
             let is_end = statement.sql.ends_with("\nLIMIT 1");
@@ -191,8 +195,8 @@ async fn a_filter_that_no_row_matches() {
     let walk = walk(&(table(5000) + "ANALYZE t"), "where = \"email = 'nobody'\"").await;
     assert_eq!(
         (walk.batches, walk.rows_scanned),
-        (50, 5000),
-        "the walk is bounded by rows read, not changed"
+        (50, 10_000),
+        "the walk is bounded by rows read, not changed, and so is the sweep behind it"
     );
 }
 

@@ -27,6 +27,17 @@ BEGIN
           rows_out - rows_in, rows_out USING ERRCODE = 'integrity_constraint_violation';
 END $$;
 
+-- The sweeps of a job that failed when they had come to their end begin again when it is tried again.
+CREATE FUNCTION sweep_again() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    UPDATE slice SET sweep = -1
+    WHERE job = NEW.name AND sweep > 0
+      AND NOT EXISTS (SELECT FROM slice s WHERE s.job = NEW.name AND s.finished_at IS NULL);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER sweep_again AFTER UPDATE OF state ON job FOR EACH ROW
+    WHEN (OLD.state IN ('failed', 'cancelled') AND NEW.state = 'running') EXECUTE FUNCTION sweep_again();
+
 CREATE OR REPLACE VIEW status AS
 WITH gone AS MATERIALIZED (
     -- As is_held has it, but looked up once for each daemon instead of once for each slice.

@@ -173,7 +173,8 @@ impl Scene {
                 let batches = self.number(BATCHES_DONE).await;
                 held.cut_client();
                 if has_written {
-                    let condition = format!("({BATCHES_DONE}) > {batches} OR ({WAITING}) > 0");
+                    let condition =
+                        format!("({BATCHES_DONE}) > {batches} OR ({WAITING}) > 0 OR ({RUNNING}) = 0");
                     self.until_true("the next try to wait for the first, or not to need it", &condition)
                         .await;
                 }
@@ -276,6 +277,9 @@ const BATCHES_OPEN: &str = "
 
 const WAITING: &str =
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+
+/// Whoever ends a job waits for nobody: it passes over one that is locked, until the server ends that transaction.
+const RUNNING: &str = "SELECT count(*) FROM backfilld.job WHERE state = 'running'";
 
 pub(super) const BATCHES_DONE: &str = "SELECT coalesce(sum(batches), 0)::bigint FROM backfilld.slice";
 
