@@ -47,6 +47,8 @@ pub(super) enum Command {
     Tune(Tune),
     /// Block until a job ends: 0 complete, 3 failed, cancelled or timed out
     Wait(Wait),
+    /// Count the rows that still match a job's where, walking by key: 0 none is left, 3 some are
+    Verify(Name),
     /// Show the rows that could not be changed, or try them again
     Quarantine(Quarantine),
     /// Show who changed what, and why

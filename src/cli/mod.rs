@@ -16,6 +16,7 @@ mod status;
 mod submit;
 mod throttle;
 mod tune;
+mod verify;
 mod wait;
 
 use std::collections::BTreeMap;
@@ -69,6 +70,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Quarantine(command) => quarantine::run(&context()?, &command).await,
         Command::Tune(command) => tune::run(&context()?, &command).await,
         Command::Wait(command) => wait::run(&context()?, &command).await,
+        Command::Verify(command) => verify::run(&context()?, &command).await,
         Command::Events(command) => events::run(&context()?, &command).await,
         Command::Throttle(command) => throttle::run(&context()?, &command).await,
         Command::Completions(command) => completions::run(&command),

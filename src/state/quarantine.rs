@@ -6,6 +6,7 @@ use tokio_postgres::{GenericClient, Transaction};
 
 use super::slice::Claim;
 use super::{State, StateError};
+use crate::database::literal;
 
 /// A row that was set aside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,6 +107,12 @@ pub async fn list(
         table_oid: row.get(5),
     };
     Ok(rows.iter().map(read).collect())
+}
+
+/// The statement that reads the keys of a job's rows that are set aside.
+#[must_use]
+pub fn keys_sql(state: &State, job: &str) -> String {
+    state.sql(&format!("SELECT key FROM {{s}}.quarantine WHERE job = {}", literal(job)))
 }
 
 /// Takes a row out, in the transaction that changes it: `rows_changed` of it, 1 or, when it is gone or does

@@ -26,4 +26,5 @@ mod steps;
 mod sweeps;
 mod throttle;
 mod tls;
+mod verify;
 mod workers;
