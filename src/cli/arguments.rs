@@ -31,6 +31,8 @@ pub(super) enum Command {
     Init,
     /// Say what a job would do, and whether it can; changes nothing
     Check(Check),
+    /// Run real batches of a job and roll each back: rows, time, WAL, locks, and rows before and after
+    Try(Try),
     /// Register jobs; the same spec again is a no-op
     Submit(Submit),
     /// Show how the jobs stand
@@ -74,6 +76,16 @@ pub(super) struct Check {
     /// Job files
     #[arg(required = true, value_name = "FILE")]
     pub(super) files: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Try {
+    /// A job file
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+    /// How many batches
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(super) batches: u32,
 }
 
 #[derive(Debug, Args)]

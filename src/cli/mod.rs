@@ -15,6 +15,7 @@ mod run;
 mod status;
 mod submit;
 mod throttle;
+mod try_job;
 mod tune;
 mod verify;
 mod wait;
@@ -61,6 +62,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Run(command) => Box::pin(run::run(context()?, command)).await,
         Command::Init => init::run(&context()?).await,
         Command::Check(command) => check::run(&context()?, &command).await,
+        Command::Try(command) => try_job::run(&context()?, &command).await,
         Command::Submit(command) => submit::run(&context()?, &command).await,
         Command::Status(command) => status::run(&context()?, &command).await,
         Command::Pause(command) => control::pause(&context()?, &command).await,

@@ -26,5 +26,6 @@ mod steps;
 mod sweeps;
 mod throttle;
 mod tls;
+mod trial;
 mod verify;
 mod workers;
