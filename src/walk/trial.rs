@@ -120,7 +120,7 @@ pub struct Failed {
 enum Mistake {
     Server(Error),
     /// So many rows were taken out, and so many put in.
-    Moved(i64, i64),
+    Moved(u64, u64),
 }
 
 impl From<Error> for Mistake {
@@ -142,7 +142,7 @@ impl Mistake {
             Self::Server(error) => describe(error),
             Self::Moved(gone, kept) => format!(
                 "{} of {gone} rows did not arrive in the table of move.into: a trigger there has refused them",
-                gone - kept
+                gone.saturating_sub(*kept)
             ),
         }
     }
@@ -392,6 +392,7 @@ async fn carry_out(client: &Client, plan: &Plan, extent: &Extent) -> Result<(), 
         return Ok(());
     };
     let row = client.query_typed_one(&sql, &range.all()).await?;
-    let (gone, kept): (i64, i64) = (row.get(0), row.get(1));
+    let number = |index: usize| u64::try_from(row.get::<_, i64>(index)).expect("a count is not negative");
+    let (gone, kept) = (number(0), number(1));
     if gone == kept { Ok(()) } else { Err(Mistake::Moved(gone, kept)) }
 }

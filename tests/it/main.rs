@@ -6,6 +6,7 @@ mod support;
 
 mod bad_input;
 mod commands;
+mod docs;
 mod exactly_once;
 mod failover;
 mod kills;

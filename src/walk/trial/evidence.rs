@@ -128,7 +128,7 @@ pub(super) struct Explained {
     /// Rows that the plan's root returned.
     pub(super) rows: u64,
     /// Of a move: the rows taken out and those put in.
-    pub(super) moved: Option<(i64, i64)>,
+    pub(super) moved: Option<(u64, u64)>,
     pub(super) wal_bytes: u64,
     pub(super) fired: Vec<Fired>,
 }
@@ -149,10 +149,10 @@ impl Explained {
         let wal_bytes = wal(root) + nodes.iter().filter(is_left).map(|node| wal(node)).sum::<u64>();
         let changes = |operation: &str| {
             let node = nodes.iter().find(|node| node["Operation"] == operation)?;
-            Some(rows_of(node) as i64)
+            Some(rows_of(node))
         };
         let moved = changes("Delete").zip(changes("Insert"));
-        let rows = moved.map_or_else(|| rows_of(root), |(_, kept)| kept as u64);
+        let rows = moved.map_or_else(|| rows_of(root), |(_, kept)| kept);
         let triggers = told[0]["Triggers"].as_array();
         let fired = triggers.into_iter().flatten().map(fired).filter(|trigger| trigger.calls > 0).collect();
         Self { rows, moved, wal_bytes, fired }
