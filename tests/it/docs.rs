@@ -22,7 +22,7 @@ fn examples(page: &str) -> Vec<(usize, String)> {
         match (&mut open, line) {
             (None, "```toml") => open = Some((number, String::new())),
             (Some(_), "```") => examples.extend(open.take()),
-            (Some((_, text)), line) => *text += &format!("{line}\n"),
+            (Some((_, text)), line) => text.extend([line, "\n"]),
             (None, _) => {}
         }
     }

@@ -135,6 +135,15 @@ async fn rows_of_an_update() {
 #[tokio::test]
 async fn rows_of_a_delete() {
     let scene = Scene::new().await;
+    scene
+        .client
+        .batch_execute(
+            "CREATE TABLE orders (user_id bigint CONSTRAINT buyer REFERENCES users ON DELETE CASCADE);
+             CREATE INDEX ON orders (user_id);
+             INSERT INTO orders SELECT id FROM users;",
+        )
+        .await
+        .unwrap();
     let run = scene
         .trial(
             0,
@@ -148,6 +157,10 @@ async fn rows_of_a_delete() {
         &[
             "changes     users: 50 deleted\n",
             "changes     audit: 50 inserted\n",
+            // What foreign keys take along is seen too.
+            "changes     orders: 50 deleted\n",
+            "row locks   50 rows of orders at once",
+            "triggers    foreign key buyer on users ran 50 times\n",
             r#"row (1000) is gone: {"id":1000,"email":"User1000","normalized":null,"is_old":true}"#,
             "row (996) is gone",
         ],
@@ -228,6 +241,12 @@ async fn rows_of_a_statement() {
             "triggers    audit on users ran 50 times",
         ],
     );
+    // A server that does not count is not taken for one that has changed nothing.
+    let off = format!("ALTER DATABASE {} SET track_counts = off", scene.database.name());
+    scene.client.batch_execute(&off).await.unwrap();
+    let run = scene.trial(0, &statement, &["--batches", "1"]).await;
+    assert_eq!(batch(&run.stdout, 1)[2], "-", "{}", run.stdout);
+    assert_told(&run, &["changes     not counted: track_counts is off"]);
 }
 
 #[tokio::test]

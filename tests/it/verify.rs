@@ -93,7 +93,11 @@ async fn keys_of_several_columns_and_bounds() {
         .await
         .unwrap();
     let (left, all): (i64, i64) = (row.get(0), row.get(1));
-    assert!(scene.told(3).starts_with(&format!("job v: {left} of {},{} rows match", all / 1000, all % 1000)));
+    assert!(scene.told(3).starts_with(&format!(
+        "job v: {left} of {},{:03} rows match",
+        all / 1000,
+        all % 1000
+    )));
     let first: String = scene
         .client
         .query_one(
