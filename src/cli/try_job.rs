@@ -12,7 +12,7 @@ use super::failure::Failure;
 use super::output::{count, key};
 use super::{Context, output, submit};
 use crate::database::{self, describe};
-use crate::job::preflight;
+use crate::job::preflight::{self, Preflight};
 use crate::job::spec::Spec;
 use crate::throttle::reading::{bytes, seconds};
 use crate::walk::Plan;
@@ -41,7 +41,11 @@ pub(super) async fn run(context: &Context, command: &Try) -> Result<ExitCode, Fa
             describe(&error)
         ))
     })?;
-    output::print(&format!("file        {}\n{}", file.display(), written(&job.spec, &plan, &trial)))?;
+    output::print(&format!(
+        "file        {}\n{}",
+        file.display(),
+        written(&job.spec, &preflight, &plan, &trial)
+    ))?;
     let failures: Vec<String> = (1..)
         .zip(&trial.batches)
         .filter_map(|(number, batch)| {
@@ -52,11 +56,18 @@ pub(super) async fn run(context: &Context, command: &Try) -> Result<ExitCode, Fa
     if failures.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(Failure::runtime(failures.join("\n"))) }
 }
 
-fn written(spec: &Spec, plan: &Plan, trial: &Trial) -> String {
+fn written(spec: &Spec, preflight: &Preflight, plan: &Plan, trial: &Trial) -> String {
     let keyset = &plan.keyset;
     let mut text = String::new();
     let _ = writeln!(text, "job         {}", spec.name);
     let _ = writeln!(text, "table       {}", keyset.table);
+    if let Some(parts) = &preflight.parts {
+        let (count, root) = (parts.len(), &preflight.root);
+        let _ = writeln!(
+            text,
+            "            the largest of {count} partitions of {root}; the others are not tried"
+        );
+    }
     let _ = writeln!(text, "key         ({}) by index {}", keyset.column_names().join(", "), keyset.index);
     let Some((first, last)) = &trial.ends else {
         text.push_str("rows        none within the bounds of the walk: nothing was tried\n");

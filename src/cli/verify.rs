@@ -30,20 +30,51 @@ pub(super) async fn run(context: &Context, command: &Name) -> Result<ExitCode, F
     let record = job::load(&client, &context.state, name).await?;
     let spec = Spec::from_json(&record.spec).map_err(|problems| Failure::runtime(problems.join("\n")))?;
     let filter = wanted(&spec).map_err(|why| Failure::usage(format!("job {name}: {why}")))?;
-    let fixed = Fixed::of(&record);
-    let plan = match preflight::examine(&client, &spec, context.state.schema(), fixed.as_ref()).await {
-        Ok(preflight) => preflight.plan(&spec, record.revision),
-        Err(PreflightError::Problems(problems)) => {
-            return Err(Failure::runtime(format!("job {name} cannot be verified: {}", problems.join("; "))));
-        }
-        Err(PreflightError::Database(error)) => return Err(StateError::from(error).into()),
-    };
-    let aside = quarantine::keys_sql(&context.state, name);
-    let found = walk(&client, &plan, &spec, filter, &aside)
-        .await
-        .map_err(|why| Failure::runtime(format!("job {name} cannot be verified: {why}")))?;
+    let mut found = Found::default();
+    for (part, plan) in plans(context, &client, &record, &spec).await? {
+        let aside = quarantine::keys_sql(&context.state, name, part);
+        walk(&client, &plan, &spec, filter, &aside, &mut found)
+            .await
+            .map_err(|why| Failure::runtime(format!("job {name} cannot be verified: {why}")))?;
+    }
     output::line(told(name, &spec, &found))?;
     Ok(if found.matching + found.aside == 0 { ExitCode::SUCCESS } else { ExitCode::from(NOT_COMPLETE) })
+}
+
+/// The plan of the table, or of each of its partitions as they are now.
+async fn plans(
+    context: &Context,
+    client: &Client,
+    record: &job::Record,
+    spec: &Spec,
+) -> Result<Vec<(Option<u32>, Plan)>, Failure> {
+    let failed = |error| match error {
+        PreflightError::Database(error) => StateError::from(error).into(),
+        other => Failure::runtime(format!("job {} cannot be verified: {}", record.name, other.told())),
+    };
+    let schema = context.state.schema();
+    let fixed = Fixed::of(record);
+    let preflight = preflight::examine(client, spec, schema, fixed.as_ref()).await.map_err(failed)?;
+    let Some(parts) = &preflight.parts else {
+        return Ok(vec![(None, preflight.plan(spec, record.revision))]);
+    };
+    let fixed = fixed.unwrap_or_else(|| Fixed {
+        key_columns: preflight.keyset.column_names(),
+        key_index: preflight.keyset.index.clone(),
+        table_oid: preflight.root.oid,
+        part: None,
+    });
+    let mut plans = Vec::new();
+    for part in parts {
+        let of_part = fixed.clone().of_part(Some(part.oid));
+        match preflight::examine(client, spec, schema, Some(&of_part)).await {
+            Ok(preflight) => plans.push((Some(part.oid), preflight.plan(spec, record.revision))),
+            // Dropped or detached since they were listed: its rows are not the table's any more.
+            Err(PreflightError::PartGone(_)) => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(plans)
 }
 
 /// The condition whose rows are counted, or why there is nothing to count.
@@ -72,10 +103,16 @@ struct Found {
 
 /// Counts batch by batch from the first row that there is now to the last, those included that came since the job
 /// began.
-async fn walk(client: &Client, plan: &Plan, spec: &Spec, filter: &str, aside: &str) -> Result<Found, String> {
-    let mut found = Found::default();
+async fn walk(
+    client: &Client,
+    plan: &Plan,
+    spec: &Spec,
+    filter: &str,
+    aside: &str,
+    found: &mut Found,
+) -> Result<(), String> {
     let range = range(client, plan, spec).await.map_err(|error| describe(&error))?;
-    let Some(Range { first_key: mut start_key, last_key, rows }) = range else { return Ok(found) };
+    let Some(Range { first_key: mut start_key, last_key, rows }) = range else { return Ok(()) };
     let bar = bar(rows);
     let mut sizer = Sizer::new(spec.batch.bounds());
     let (mut start, mut failures) = (Start::At, 0);
@@ -107,10 +144,10 @@ async fn walk(client: &Client, plan: &Plan, spec: &Spec, filter: &str, aside: &s
         found.matching += counted.rows_matching;
         found.aside += counted.rows_aside;
         found.examples.extend(counted.examples);
-        bar.set_position(found.scanned);
+        bar.inc(rows_scanned);
         if finished {
             bar.finish_and_clear();
-            return Ok(found);
+            return Ok(());
         }
         (start, start_key) = (Start::After, counted.cursor_key);
         if let Some(rate) = spec.limits.rows_per_second() {
@@ -160,7 +197,7 @@ fn told(name: &str, spec: &Spec, found: &Found) -> String {
     let scanned = number(found.scanned);
     let quarantined = match found.aside {
         0 => String::new(),
-        rows => format!("; in quarantine are {} more that do (`backfilld quarantine {name}`)", number(rows)),
+        rows => format!("; still matching in quarantine: {} (`backfilld quarantine {name}`)", number(rows)),
     };
     if found.matching == 0 {
         return format!("job {name}: no row of {scanned} matches {condition}{quarantined}");

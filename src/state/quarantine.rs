@@ -109,10 +109,12 @@ pub async fn list(
     Ok(rows.iter().map(read).collect())
 }
 
-/// The statement that reads the keys of a job's rows that are set aside.
+/// The statement that reads the keys of a job's rows that are set aside, in one partition of a table that has any.
 #[must_use]
-pub fn keys_sql(state: &State, job: &str) -> String {
-    state.sql(&format!("SELECT key FROM {{s}}.quarantine WHERE job = {}", literal(job)))
+pub fn keys_sql(state: &State, job: &str, part: Option<u32>) -> String {
+    let part = part.map_or("IS NULL".to_owned(), |oid| format!("= {oid}"));
+    let job = literal(job);
+    state.sql(&format!("SELECT q.key FROM {{s}}.quarantine q WHERE q.job = {job} AND q.table_oid {part}"))
 }
 
 /// Takes a row out, in the transaction that changes it: `rows_changed` of it, 1 or, when it is gone or does

@@ -322,6 +322,34 @@ async fn a_job_that_could_not_run_is_refused() {
     assert_eq!(scene.command("[delete]\nwhere = 'true'", &["--batches", "0"]).code, 2);
 }
 
+#[tokio::test]
+async fn the_largest_partition_is_tried() {
+    let scene = Scene::new().await;
+    scene
+        .client
+        .batch_execute(
+            "CREATE TABLE parted (id bigint PRIMARY KEY, normalized text) PARTITION BY RANGE (id);
+             CREATE TABLE low PARTITION OF parted FOR VALUES FROM (0) TO (100);
+             CREATE TABLE high PARTITION OF parted FOR VALUES FROM (100) TO (10000);
+             INSERT INTO parted SELECT n FROM generate_series(1, 1500) n;",
+        )
+        .await
+        .unwrap();
+    let text =
+        format!("name = 'trial'\ntable = 'parted'\n[update]\nset = {{ normalized = 'id::text' }}\n{BATCH}");
+    let file = job_file(scene.folder.path(), "parted.toml", &text);
+    let run = backfilld(scene.database.url(), &["try", file.to_str().unwrap()]);
+    assert_eq!(run.code, 0, "{run:?}");
+    assert_told(
+        &run,
+        &[
+            "the largest of 2 partitions of public.parted; the others are not tried",
+            "changes     high: 300 updated",
+            "row (100)\n",
+        ],
+    );
+}
+
 /// The state of a database that has one is not touched either.
 #[tokio::test]
 async fn a_job_that_is_known_hears_nothing_of_it() {

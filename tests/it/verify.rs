@@ -119,12 +119,12 @@ async fn rows_in_quarantine_are_counted_apart() {
     scene.run_job();
     assert_eq!(
         scene.told(3),
-        "job v: no row of 2,500 matches update.where; in quarantine are 2 more that do (`backfilld quarantine v`)\n"
+        "job v: no row of 2,500 matches update.where; still matching in quarantine: 2 (`backfilld quarantine v`)\n"
     );
     scene.client.batch_execute("INSERT INTO t (id) VALUES (5)").await.unwrap();
     assert_eq!(
         scene.told(3),
-        "job v: 1 of 2,501 rows match update.where, such as key (5); in quarantine are 2 more that do (`backfilld quarantine v`)\n"
+        "job v: 1 of 2,501 rows match update.where, such as key (5); still matching in quarantine: 2 (`backfilld quarantine v`)\n"
     );
     // Corrected by hand: what does not match is not left, wherever it stands.
     scene.client.batch_execute("UPDATE t SET filled = 1 WHERE id IN (5, 6, 300)").await.unwrap();
@@ -205,4 +205,34 @@ async fn deletes_and_moves() {
     assert!(scene.told(3).starts_with("job v: 1,250 of 2,500 rows match move.where"));
     scene.run_job();
     assert_eq!(scene.told(0), "job v: no row of 1,250 matches move.where\n");
+}
+
+#[tokio::test]
+async fn every_partition_is_counted() {
+    let scene = Scene::new(
+        "CREATE TABLE t (id bigint PRIMARY KEY, divisor bigint NOT NULL DEFAULT 1, filled bigint) PARTITION BY RANGE (id);
+         CREATE TABLE low PARTITION OF t FOR VALUES FROM (0) TO (100);
+         CREATE TABLE high PARTITION OF t FOR VALUES FROM (100) TO (10000);
+         INSERT INTO t (id) SELECT n FROM generate_series(1, 1500) n;
+         UPDATE t SET divisor = 0 WHERE id = 50;",
+    )
+    .await;
+    scene.submit(&format!("{FILL}\n[walk]\nsweeps = 0"));
+    assert_eq!(
+        scene.told(3),
+        "job v: 1,500 of 1,500 rows match update.where, such as key (100), (101), (102)\n"
+    );
+    scene.run_job();
+    // One that came since.
+    scene
+        .client
+        .batch_execute(
+            "CREATE TABLE below PARTITION OF t FOR VALUES FROM (-100) TO (0); INSERT INTO t (id) VALUES (-1)",
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        scene.told(3),
+        "job v: 1 of 1,501 rows match update.where, such as key (-1); still matching in quarantine: 1 (`backfilld quarantine v`)\n"
+    );
 }
