@@ -31,6 +31,8 @@ pub(super) enum Command {
     Init,
     /// Say what a job would do, and whether it can; changes nothing
     Check(Check),
+    /// Run real batches of a job and roll each back: rows, time, WAL, locks, and rows before and after
+    Try(Try),
     /// Register jobs; the same spec again is a no-op
     Submit(Submit),
     /// Show how the jobs stand
@@ -47,6 +49,8 @@ pub(super) enum Command {
     Tune(Tune),
     /// Block until a job ends: 0 complete, 3 failed, cancelled or timed out
     Wait(Wait),
+    /// Count the rows that still match a job's where, walking by key: 0 none is left, 3 some are
+    Verify(Name),
     /// Show the rows that could not be changed, or try them again
     Quarantine(Quarantine),
     /// Show who changed what, and why
@@ -72,6 +76,16 @@ pub(super) struct Check {
     /// Job files
     #[arg(required = true, value_name = "FILE")]
     pub(super) files: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Try {
+    /// A job file
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+    /// How many batches
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(super) batches: u32,
 }
 
 #[derive(Debug, Args)]

@@ -15,7 +15,9 @@ mod run;
 mod status;
 mod submit;
 mod throttle;
+mod try_job;
 mod tune;
+mod verify;
 mod wait;
 
 use std::collections::BTreeMap;
@@ -60,6 +62,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Run(command) => Box::pin(run::run(context()?, command)).await,
         Command::Init => init::run(&context()?).await,
         Command::Check(command) => check::run(&context()?, &command).await,
+        Command::Try(command) => try_job::run(&context()?, &command).await,
         Command::Submit(command) => submit::run(&context()?, &command).await,
         Command::Status(command) => status::run(&context()?, &command).await,
         Command::Pause(command) => control::pause(&context()?, &command).await,
@@ -69,6 +72,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Quarantine(command) => quarantine::run(&context()?, &command).await,
         Command::Tune(command) => tune::run(&context()?, &command).await,
         Command::Wait(command) => wait::run(&context()?, &command).await,
+        Command::Verify(command) => verify::run(&context()?, &command).await,
         Command::Events(command) => events::run(&context()?, &command).await,
         Command::Throttle(command) => throttle::run(&context()?, &command).await,
         Command::Completions(command) => completions::run(&command),

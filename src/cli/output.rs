@@ -31,6 +31,18 @@ pub(super) fn count(number: i64) -> String {
     if number < 0 { format!("-{text}") } else { text }
 }
 
+/// A key in parentheses, on one line whatever is in it.
+pub(super) fn key(values: &[String]) -> String {
+    format!("({})", shown(&values.join(", ")))
+}
+
+/// On one line, whatever is in it.
+pub(super) fn shown(text: &str) -> String {
+    text.chars()
+        .flat_map(|one| if one.is_control() { one.escape_default().collect() } else { vec![one] })
+        .collect()
+}
+
 /// Cut off, never rounded up: 100 % is said of a complete job only.
 pub(super) fn percent(progress: f64) -> String {
     format!("{:.1} %", (progress * 1000.0).floor() / 10.0)

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use super::arguments::Quarantine;
 use super::failure::Failure;
+use super::output::{key, shown};
 use super::{Context, output};
 use crate::job::preflight::{self, Fixed, PreflightError};
 use crate::job::spec::Spec;
@@ -29,7 +30,7 @@ pub(super) async fn run(context: &Context, command: &Quarantine) -> Result<ExitC
     }
     for row in &rows {
         let at = row.at.strftime("%Y-%m-%d %H:%M:%SZ");
-        output::line(format!("{at}  key {}  {}  {}", key(row), row.sqlstate, shown(&row.message)))?;
+        output::line(format!("{at}  key {}  {}  {}", key(&row.key), row.sqlstate, shown(&row.message)))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -87,7 +88,7 @@ async fn retry(
                 return Err(error.into());
             }
         };
-        output::line(format!("key {}: {why}", key(row)))?;
+        output::line(format!("key {}: {why}", key(&row.key)))?;
     }
     let told = outcome.told();
     event::record(&client, state, Some(name), RETRIED, &context.actor, &told).await?;
@@ -119,15 +120,4 @@ impl Outcome {
         let (changed, rows, left) = (self.changed, self.rows, self.left());
         format!("{changed} of {rows} rows changed{without_change}, {left} not")
     }
-}
-
-/// On one line, whatever is in it.
-fn shown(text: &str) -> String {
-    text.chars()
-        .flat_map(|one| if one.is_control() { one.escape_default().collect() } else { vec![one] })
-        .collect()
-}
-
-fn key(row: &Quarantined) -> String {
-    format!("({})", shown(&row.key.join(", ")))
 }

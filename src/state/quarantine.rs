@@ -6,6 +6,7 @@ use tokio_postgres::{GenericClient, Transaction};
 
 use super::slice::Claim;
 use super::{State, StateError};
+use crate::database::literal;
 
 /// A row that was set aside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,6 +107,14 @@ pub async fn list(
         table_oid: row.get(5),
     };
     Ok(rows.iter().map(read).collect())
+}
+
+/// The statement that reads the keys of a job's rows that are set aside, in one partition of a table that has any.
+#[must_use]
+pub fn keys_sql(state: &State, job: &str, part: Option<u32>) -> String {
+    let part = part.map_or("IS NULL".to_owned(), |oid| format!("= {oid}"));
+    let job = literal(job);
+    state.sql(&format!("SELECT q.key FROM {{s}}.quarantine q WHERE q.job = {job} AND q.table_oid {part}"))
 }
 
 /// Takes a row out, in the transaction that changes it: `rows_changed` of it, 1 or, when it is gone or does

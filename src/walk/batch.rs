@@ -280,7 +280,13 @@ pub async fn run(
     }
 
     let executing = Instant::now();
-    let extent = extent(client, plan, claim, &position, request.rows).await?;
+    let (start, start_key) = match &position.cursor_key {
+        Some(cursor) => (Start::After, cursor),
+        None => (Start::At, &claim.first_key),
+    };
+    let extent = extent(&**client, &plan.keyset, start, start_key, &position.last_key, request.rows)
+        .await
+        .map_err(BatchError::at(Step::Bound))?;
     let found = match claim.sweep {
         0 => None,
         _ => Some(found(client, state, plan, claim, &extent, request).await?),
@@ -356,56 +362,50 @@ fn passed(opened: &[SimpleQueryMessage]) -> bool {
 }
 
 /// The key range of one batch.
-struct Extent {
-    start: Start,
-    start_key: Vec<String>,
-    last_key: Vec<String>,
-    rows: u64,
-    is_last: bool,
+pub(super) struct Extent {
+    pub(super) start: Start,
+    pub(super) start_key: Vec<String>,
+    pub(super) last_key: Vec<String>,
+    pub(super) rows: u64,
+    pub(super) is_last: bool,
 }
 
-async fn extent(
-    client: &Client,
-    plan: &Plan,
-    claim: &slice::Claim,
-    position: &slice::Position,
+/// Finds the next `rows` rows of a key range that ends at `end_key`.
+pub(super) async fn extent(
+    client: &impl GenericClient,
+    keyset: &Keyset,
+    start: Start,
+    start_key: &[String],
+    end_key: &[String],
     rows: u64,
-) -> Result<Extent, BatchError> {
-    let (start, start_key) = match &position.cursor_key {
-        Some(cursor) => (Start::After, cursor.clone()),
-        None => (Start::At, claim.first_key.clone()),
-    };
-    let slice_end = &position.last_key;
+) -> Result<Extent, tokio_postgres::Error> {
     let rows_wanted = i64::try_from(rows).expect("max_rows is validated to fit");
     let offset = rows_wanted - 1;
-    let bound = {
-        let range = Parameters::new(&plan.keyset, &start_key, slice_end);
-        client
-            .query_typed_opt(&plan.keyset.bound_sql(start), &range.with(&[(&offset, Type::INT8)]))
-            .await
-            .map_err(BatchError::at(Step::Bound))?
-            .map(|row| row.get::<_, Vec<String>>(0))
-    };
+    let range = Parameters::new(keyset, start_key, end_key);
+    let bound: Option<Vec<String>> = client
+        .query_typed_opt(&keyset.bound_sql(start), &range.with(&[(&offset, Type::INT8)]))
+        .await?
+        .map(|row| row.get(0));
+    let start_key = start_key.to_vec();
     if let Some(last_key) = bound {
-        let is_last = last_key == *slice_end;
+        let is_last = last_key == *end_key;
         if rows == 1 {
             // This row and no other, should one be inserted before it meanwhile: it may be set aside.
             return Ok(Extent { start: Start::At, start_key: last_key.clone(), last_key, rows, is_last });
         }
         return Ok(Extent { start, start_key, last_key, rows, is_last });
     }
+    let last_key = end_key.to_vec();
     if rows == 1 {
-        return Ok(Extent { start, start_key, last_key: slice_end.clone(), rows: 0, is_last: true });
+        return Ok(Extent { start, start_key, last_key, rows: 0, is_last: true });
     }
     // Fewer rows are left than the batch may have: take all, and say how many they were.
-    let range = Parameters::new(&plan.keyset, &start_key, slice_end);
     let rest: i64 = client
-        .query_typed_one(&plan.keyset.count_sql(start), &range.with(&[(&rows_wanted, Type::INT8)]))
-        .await
-        .map_err(BatchError::at(Step::Bound))?
+        .query_typed_one(&keyset.count_sql(start), &range.with(&[(&rows_wanted, Type::INT8)]))
+        .await?
         .get(0);
     let rows = u64::try_from(rest).expect("a count is not negative");
-    Ok(Extent { start, start_key, last_key: slice_end.clone(), rows, is_last: true })
+    Ok(Extent { start, start_key, last_key, rows, is_last: true })
 }
 
 /// What a sweep finds in an extent.

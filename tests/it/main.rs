@@ -6,6 +6,7 @@ mod support;
 
 mod bad_input;
 mod commands;
+mod docs;
 mod exactly_once;
 mod failover;
 mod kills;
@@ -27,4 +28,6 @@ mod steps;
 mod sweeps;
 mod throttle;
 mod tls;
+mod trial;
+mod verify;
 mod workers;
