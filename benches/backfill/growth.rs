@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use tokio_postgres::Client;
 
 use crate::backfill::Backfill;
+use crate::contestant::ONE_PASS;
 use crate::figures::grouped;
 use crate::machine;
 use crate::size::Size;
@@ -87,7 +88,7 @@ async fn walk(client: &Client, url: &str, rows_per_batch: u32, autovacuum: Autov
     let backfill = Backfill::start(url, &daemon_url, name, client).await;
     backfill.submit(&format!(
         "name = \"{name}\"\ntable = \"public.payments\"\n\
-         [update]\nset = {{ cents = \"amount * 100\" }}\nwhere = \"cents IS NULL\"\n\
+         [update]\nset = {{ cents = \"amount * 100\" }}\nwhere = \"cents IS NULL\"\n{ONE_PASS}\
          [batch]\ninitial_rows = {rows_per_batch}\nmin_rows = {rows_per_batch}\nmax_rows = {rows_per_batch}\n"
     ));
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio_postgres::Client;
 
 use crate::backfill::Usage;
-use crate::contestant::{Contestant, ROWS_PER_BATCH, Run, Team, backend, by_daemons, fixed_batch};
+use crate::contestant::{Contestant, ONE_PASS, ROWS_PER_BATCH, Run, Team, backend, by_daemons, fixed_batch};
 use crate::django::{self, Loop};
 use crate::process::{self, ServerProcesses};
 use crate::support::database::{Database, connect};
@@ -224,7 +224,7 @@ impl Daemons {
         options: &str,
     ) -> (Run, f64) {
         let direct = track.database.url();
-        let options = format!("[walk]\nworkers = {}\n{options}", self.workers);
+        let options = format!("{ONE_PASS}workers = {}\n{options}", self.workers);
         let of = |run: &Run| run.daemon.map_or(0.0, |usage: Usage| usage.cpu_seconds);
         if self.pooled {
             // One of its own for each run: its sessions are then as new as everybody's.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 
 use crate::backfill::{Backfill, Usage};
-use crate::contestant::fixed_batch;
+use crate::contestant::{ONE_PASS, fixed_batch};
 use crate::figures::{Wanted, grouped, table, verdict};
 use crate::gauge::Gauge;
 use crate::machine;
@@ -127,7 +127,7 @@ async fn walk(client: &Client, url: &str, rows_per_batch: u32) -> Walk {
     let batch = fixed_batch(rows_per_batch);
     backfill.submit(&format!(
         "name = \"{JOB}\"\ntable = \"{TABLE}\"\n\
-         [update]\nset = {{ doubled = \"value * 2\" }}\nwhere = \"doubled IS NULL\"\n{batch}"
+         [update]\nset = {{ doubled = \"value * 2\" }}\nwhere = \"doubled IS NULL\"\n{ONE_PASS}{batch}"
     ));
     let gauge = async || Gauge::read(client, &backfill, JOB, TABLE).await;
     let start = until("the walk to begin", STEP_TIMEOUT, gauge).await;

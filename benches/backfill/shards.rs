@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 
 use crate::backfill::{Backfill, Usage};
+use crate::contestant::ONE_PASS;
 use crate::figures::{Spread, grouped, table};
 use crate::support::database::Database;
 use crate::support::server::Server;
@@ -75,7 +76,7 @@ async fn crowd(database: &Database, client: &Client, at_once: u32, options: &str
     for shard in 0..SHARDS {
         backfill.submit(&format!(
             "name = \"shard-{shard}\"\ntable = \"public.shard_{shard}\"\n\
-             [update]\nset = {{ doubled = \"value * 2\" }}\nwhere = \"doubled IS NULL\"\n{options}"
+             [update]\nset = {{ doubled = \"value * 2\" }}\nwhere = \"doubled IS NULL\"\n{ONE_PASS}{options}"
         ));
     }
     backfill.go_on();
