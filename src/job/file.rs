@@ -185,8 +185,6 @@ mod tests {
 
     #[test]
     fn what_is_not_there_yet_is_refused_by_name() {
-        let told = problems_of(&format!("{GOOD}[finish]\nanalyze = true\n"));
-        assert!(told.starts_with("job.toml: finish is not supported by backfilld"), "{told}");
         let told = problems_of(&format!("{GOOD}[walk]\nsweeps = 3\n"));
         assert!(told.contains("walk.sweeps other than 0"), "{told}");
     }

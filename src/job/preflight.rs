@@ -2,6 +2,7 @@
 
 mod bounds;
 mod expressions;
+mod finish;
 mod operation;
 mod table;
 
@@ -9,6 +10,7 @@ use tokio_postgres::Client;
 
 use super::spec::{Named, Spec};
 use crate::database::describe;
+use crate::finish::Sync;
 use crate::state::job::Record;
 use crate::walk::key::{self, KeyError};
 use crate::walk::{Keyset, Operation, Plan};
@@ -43,6 +45,7 @@ impl Preflight {
     #[must_use]
     pub fn plan(&self, spec: &Spec, job_revision: i32) -> Plan {
         Plan {
+            job: spec.name.clone(),
             keyset: self.keyset.clone(),
             operation: self.operation.clone(),
             job_revision,
@@ -50,6 +53,12 @@ impl Preflight {
             statement_timeout: spec.limits.statement_timeout(),
             synchronous_commit: spec.batch.synchronous_commit().as_str().to_owned(),
         }
+    }
+
+    /// The trigger that keeps new rows in step, if the job has one.
+    #[must_use]
+    pub fn sync(&self, spec: &Spec) -> Option<Sync> {
+        sync_of(spec, &self.keyset, &self.operation)
     }
 }
 
@@ -99,6 +108,7 @@ pub async fn examine(
             "table: {table} is not the table that the walk began on (it was replaced or renamed): submit the job with --replace to walk this one from its first row"
         )));
     }
+    finish::examine(client, spec, &table, state_schema, &mut problems).await?;
     let wanted = fixed.map(|fixed| fixed.key_columns.as_slice()).or(spec.walk.key());
     let index = fixed.map(|fixed| fixed.key_index.as_str());
     let keyset = match key::choose(client, &table, wanted, index, spec.walk.order()).await {
@@ -128,6 +138,9 @@ pub async fn examine(
         Some(keyset) if problems.is_empty() => {
             // A right that is missing, or a column that is not there, would be told again by every expression.
             operation::expressions(client, &keyset, spec, &operation, &mut problems).await?;
+            if let Some(sync) = sync_of(spec, &keyset, &operation).filter(|_| problems.is_empty()) {
+                finish::try_trigger(client, &sync, &mut problems).await?;
+            }
             if problems.is_empty() {
                 Ok(Preflight { keyset, operation })
             } else {
@@ -136,6 +149,12 @@ pub async fn examine(
         }
         _ => Err(PreflightError::Problems(problems)),
     }
+}
+
+fn sync_of(spec: &Spec, keyset: &Keyset, operation: &Operation) -> Option<Sync> {
+    let Operation::Update { set, filter: Some(filter) } = operation else { return None };
+    let (job, table) = (spec.name.clone(), keyset.table.clone());
+    spec.sync.trigger().then(|| Sync { job, table, set: set.clone(), filter: filter.clone() })
 }
 
 fn problem(text: String) -> PreflightError {

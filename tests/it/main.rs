@@ -8,6 +8,7 @@ mod bad_input;
 mod commands;
 mod exactly_once;
 mod failover;
+mod finish;
 mod kills;
 mod life;
 mod metrics;

@@ -1,0 +1,1 @@
+-- Taken for the functions that migrations call.
