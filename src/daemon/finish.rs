@@ -119,23 +119,28 @@ impl Looking {
         let Place { state, name, actor, lease, .. } = &*self.place;
         let lease = *lease.borrow();
         self.place
-            .ask(async |client| finish::claim(&***client, state, name, lease, at_work, actor).await)
+            .ask(LOOK_TIMEOUT, async |client| {
+                finish::claim(&***client, state, name, lease, at_work, actor).await
+            })
             .await
     }
 
     /// Drops the triggers of jobs that need none, as far as nobody is in the way.
     async fn drop_left_over(&mut self) -> Result<(), String> {
         let Place { state, actor, .. } = &*self.place;
-        let jobs = self.place.ask(async |client| sync_trigger::left_over(&***client, state).await).await?;
+        let jobs = self
+            .place
+            .ask(LOOK_TIMEOUT, async |client| sync_trigger::left_over(&***client, state).await)
+            .await?;
         self.left_over.retain(|job, _| jobs.contains(job));
         for job in jobs {
             let now = Instant::now();
             if self.left_over.get(&job).is_some_and(|(_, again_at, _)| *again_at > now) {
                 continue;
             }
-            let dropped = self
-                .place
-                .ask(async |client| sync::drop_left_over(client, state, &job, LOCK_TIMEOUT, actor).await);
+            let dropped = self.place.ask(LOOK_TIMEOUT, async |client| {
+                sync::drop_left_over(client, state, &job, LOCK_TIMEOUT, actor).await
+            });
             let reason = match dropped.await {
                 Ok(Outcome::Done) => continue,
                 Ok(Outcome::Busy(reason)) | Err(reason) => reason,
@@ -157,15 +162,16 @@ impl Place {
     /// Asks on a connection of the pool, which is given up when that fails or takes too long.
     async fn ask<T>(
         &self,
+        within: Duration,
         ask: impl AsyncFnOnce(&mut Object) -> Result<T, StateError>,
     ) -> Result<T, String> {
         let mut client = self.database.get().await.map_err(|error| error.to_string())?;
-        let answer = tokio::time::timeout(LOOK_TIMEOUT, ask(&mut client)).await;
+        let answer = tokio::time::timeout(within, ask(&mut client)).await;
         let answer = match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(StateError::Database(error))) => Err(describe(&error)),
             Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("no answer within {LOOK_TIMEOUT:?}")),
+            Err(_) => Err(format!("no answer within {within:?}")),
         };
         if answer.is_err() {
             drop(Object::take(client));

@@ -330,7 +330,11 @@ impl Supervisor {
     }
 
     async fn ending(&mut self, client: &tokio_postgres::Client) -> Result<Option<Ending>, TurnError> {
-        if !self.options.until_idle || self.held.len() > 0 {
+        if !self.options.until_idle {
+            return Ok(None);
+        }
+        if self.held.len() > 0 {
+            self.told_paused.clear();
             return Ok(None);
         }
         let left = job::left_to_run(client, &self.state).await?;

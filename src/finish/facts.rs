@@ -60,11 +60,8 @@ pub async fn read(
             .await?;
         if let Some(row) = row {
             let unproven: Option<String> = row.get(1);
-            let column = Column {
-                not_null: row.get::<_, bool>(0) && unproven.is_none(),
-                unproven,
-                check: row.get(2),
-            };
+            let column =
+                Column { not_null: row.get::<_, bool>(0) && unproven.is_none(), unproven, check: row.get(2) };
             facts.columns.insert(name.clone(), column);
         }
     }

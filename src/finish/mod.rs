@@ -28,9 +28,8 @@ fn cut_name(prefix: &str, middle: &str, suffix: &str) -> String {
         return whole;
     }
     // FNV-1a: the same in every version of the program.
-    let checksum = middle
-        .bytes()
-        .fold(0x811c_9dc5_u32, |sum, byte| (sum ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let checksum =
+        middle.bytes().fold(0x811c_9dc5_u32, |sum, byte| (sum ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     let mut room = LONGEST_NAME - prefix.len() - suffix.len() - "_00000000".len();
     while !middle.is_char_boundary(room) {
         room -= 1;

@@ -151,7 +151,9 @@ mod tests {
     fn carry_out(step: &Step, facts: &mut Facts, traces: &mut Traces) {
         let before = facts.clone();
         match step {
-            Step::Look(column) => assert_eq!(before.columns[column].check, None, "looked at before the CHECK"),
+            Step::Look(column) => {
+                assert_eq!(before.columns[column].check, None, "looked at before the CHECK")
+            }
             Step::AddCheck(column) => {
                 assert!(traces.looked.contains(column), "no CHECK where a NULL may be");
                 facts.columns.get_mut(column).unwrap().check = Some(false);
@@ -169,7 +171,9 @@ mod tests {
                 assert!(facts.columns.get_mut(column).unwrap().check.take().is_some());
             }
             Step::Validate(name) => {
-                for column in facts.columns.values_mut().filter(|column| column.unproven.as_ref() == Some(name)) {
+                for column in
+                    facts.columns.values_mut().filter(|column| column.unproven.as_ref() == Some(name))
+                {
                     (column.not_null, column.unproven) = (true, None);
                 }
                 facts.constraints.entry(name.clone()).and_modify(|is_valid| *is_valid = true);

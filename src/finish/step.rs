@@ -83,19 +83,15 @@ impl Scene<'_> {
     fn sql(&self, step: &Step) -> String {
         let Self { state, claim, table, .. } = self;
         let name = table.sql();
-        let require = require_sql(state, claim, &name);
         match step {
             Step::Look(column) => {
                 let key: Vec<String> = self.key.iter().map(|column| identifier(column)).collect();
-                format!(
-                    "{require};\nBEGIN READ ONLY;\n{}{}{};
-                     SELECT '{NULL_AT}' || concat_ws(', ', {}) FROM {name} WHERE {} IS NULL LIMIT 1;\nCOMMIT",
-                    patient_sql(),
+                self.patient(&format!(
+                    "{}SELECT '{NULL_AT}' || concat_ws(', ', {}) FROM {name} WHERE {} IS NULL LIMIT 1",
                     key_text_settings_sql(),
-                    note_begin_sql(),
                     key.join(", "),
                     identifier(column)
-                )
+                ))
             }
             Step::AddCheck(column) => self.locked(
                 step,
@@ -121,24 +117,27 @@ impl Scene<'_> {
             Step::RemoveTrigger => self.locked(step, &super::sync::drop_sql(state, &claim.job)),
             Step::ValidateCheck(column) => self.validate(step, &check_name(column)),
             Step::Validate(constraint) => self.validate(step, constraint),
-            Step::Analyze => self.patient(step, &format!("ANALYZE {name}")),
+            Step::Analyze => self.patient_and_told(step, &format!("ANALYZE {name}")),
         }
     }
 
     fn validate(&self, step: &Step, constraint: &str) -> String {
         let sql = format!("ALTER TABLE {} VALIDATE CONSTRAINT {}", self.table.sql(), identifier(constraint));
-        self.patient(step, &sql)
+        self.patient_and_told(step, &sql)
     }
 
-    /// A step that may take hours and is in nobody's way. Its claim is looked at before: within the transaction the
-    /// lease could not be renewed.
-    fn patient(&self, step: &Step, sql: &str) -> String {
+    fn patient_and_told(&self, step: &Step, sql: &str) -> String {
+        format!("{};\n{}", self.patient(sql), self.tell_sql(step))
+    }
+
+    /// What may take hours and is in nobody's way. Its claim is looked at in a transaction before: else the lease could
+    /// not be renewed, and a pause would wait for the end.
+    fn patient(&self, sql: &str) -> String {
         let require = require_sql(self.state, self.claim, &self.table.sql());
         format!(
-            "{require};\nBEGIN;\n{}{};\n{sql};\nCOMMIT;\n{}",
-            patient_sql(),
+            "BEGIN;\n{require};\nCOMMIT;\nBEGIN;\nSET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = 0;\n{};\n{sql};\nCOMMIT",
+            PATIENT_LOCK_WAIT.as_millis(),
             note_begin_sql(),
-            self.tell_sql(step)
         )
     }
 
@@ -165,7 +164,9 @@ fn told(step: &Step) -> (String, Took) {
         Step::SetNotNull(column) => {
             (format!("not_null {column}: NOT NULL set and CHECK dropped"), Took::Lock(ACCESS_EXCLUSIVE))
         }
-        Step::DropCheck(column) => (format!("not_null {column}: CHECK dropped"), Took::Lock(ACCESS_EXCLUSIVE)),
+        Step::DropCheck(column) => {
+            (format!("not_null {column}: CHECK dropped"), Took::Lock(ACCESS_EXCLUSIVE))
+        }
         Step::Validate(constraint) => (format!("validate {constraint}: done"), Took::Work),
         Step::Analyze => ("analyze: done".to_owned(), Took::Work),
         Step::RemoveTrigger => ("sync: trigger removed".to_owned(), Took::Lock(ACCESS_EXCLUSIVE)),
@@ -185,11 +186,6 @@ pub fn name(step: &Step) -> String {
         Step::Analyze => "analyze".to_owned(),
         Step::RemoveTrigger => "sync".to_owned(),
     }
-}
-
-/// The settings of a transaction that takes its time.
-fn patient_sql() -> String {
-    format!("SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = 0;\n", PATIENT_LOCK_WAIT.as_millis())
 }
 
 /// Opens what takes a lock of the mode that others queue behind: takes it, if the table is given, and notes when.

@@ -186,10 +186,14 @@ pub fn tell_sql(state: &State, job: &str, kind: &str, done: &str, took: Took, ac
     let (reason, longest) = match took {
         Took::Lock(mode) => (
             format!("{done} || ', {mode} for ' || trim_scale(round(seconds * 1000, 1)) || ' ms'"),
-            if mode == ACCESS_EXCLUSIVE { "greatest(longest_lock_seconds, seconds)" } else { "longest_lock_seconds" },
+            if mode == ACCESS_EXCLUSIVE {
+                "greatest(longest_lock_seconds, seconds)"
+            } else {
+                "longest_lock_seconds"
+            },
         ),
         Took::Work => {
-            (format!("{done} || ' in ' || trim_scale(round(seconds, 1)) || ' s'"), "longest_lock_seconds")
+            (format!("{done} || ' in ' || trim_scale(round(seconds, 3)) || ' s'"), "longest_lock_seconds")
         }
     };
     state.sql(&format!(

@@ -11,10 +11,16 @@ const IS_LEFT_OVER: &str = "(j.name IS NULL OR j.state IN ('complete', 'cancelle
                              OR j.spec #>> '{sync,trigger}' IS DISTINCT FROM 'true')";
 
 /// Notes that a job has a trigger on a table, before it is made.
-pub async fn note(client: &impl GenericClient, state: &State, job: &str, table: u32) -> Result<(), StateError> {
+pub async fn note(
+    client: &impl GenericClient,
+    state: &State,
+    job: &str,
+    table: u32,
+) -> Result<(), StateError> {
     client
         .execute_typed(
-            &state.sql("INSERT INTO {s}.sync_trigger (job, table_oid) VALUES ($1, $2) ON CONFLICT DO NOTHING"),
+            &state
+                .sql("INSERT INTO {s}.sync_trigger (job, table_oid) VALUES ($1, $2) ON CONFLICT DO NOTHING"),
             &[(&job, Type::TEXT), (&table, Type::OID)],
         )
         .await?;
@@ -22,7 +28,11 @@ pub async fn note(client: &impl GenericClient, state: &State, job: &str, table: 
 }
 
 /// Locks the note of a job's trigger; tells the table that it is on.
-pub async fn lock(transaction: &Transaction<'_>, state: &State, job: &str) -> Result<Option<u32>, StateError> {
+pub async fn lock(
+    transaction: &Transaction<'_>,
+    state: &State,
+    job: &str,
+) -> Result<Option<u32>, StateError> {
     let row = transaction
         .query_typed_opt(
             &state.sql("SELECT table_oid FROM {s}.sync_trigger WHERE job = $1 FOR UPDATE"),

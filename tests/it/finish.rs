@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio_postgres::Client;
 
-use crate::support::daemon::{Daemon, Run, backfilld};
+use crate::support::daemon::{Run, backfilld};
 use crate::support::database::Database;
 use crate::support::{job_file, until};
 
@@ -142,7 +142,10 @@ async fn every_key_is_enforced_and_told() {
         assert!(told.starts_with(begin), "{told} / {begin}");
     }
     let ends = scene.told("complete").await;
-    assert!(ends[0].contains("500 rows changed") && ends[0].contains("the longest ACCESS EXCLUSIVE lock"), "{ends:?}");
+    assert!(
+        ends[0].contains("500 rows changed") && ends[0].contains("the longest ACCESS EXCLUSIVE lock"),
+        "{ends:?}"
+    );
     assert_eq!(scene.count("backfilld.finish WHERE longest_lock_seconds BETWEEN 0 AND 10").await, 1);
     // Where all is enforced already, nothing is done but what leaves no trace.
     let again = scene.file("normalized IS NULL", FINISH).replace("fill.toml", "again.toml");
@@ -183,8 +186,14 @@ async fn a_null_that_is_left_fails_the_job_and_nothing_is_half_done() {
 async fn what_is_not_there_is_named_with_a_near_one() {
     let scene = Scene::new().await;
     for (more, told) in [
-        ("[finish]\nnot_null = ['normalised']", "finish.not_null: public.users has no column normalised: did you mean normalized?"),
-        ("[finish]\nvalidate = ['user_org']", "finish.validate: public.users has no CHECK or foreign key user_org: did you mean users_org?"),
+        (
+            "[finish]\nnot_null = ['normalised']",
+            "finish.not_null: public.users has no column normalised: did you mean normalized?",
+        ),
+        (
+            "[finish]\nvalidate = ['user_org']",
+            "finish.validate: public.users has no CHECK or foreign key user_org: did you mean users_org?",
+        ),
         ("[finish]\nnot_null = ['email', 'email']", "finish.not_null has an empty name, or one twice"),
         ("[finish]\nanalyze = 1", "finish.analyze must be true or false"),
     ] {
@@ -214,7 +223,9 @@ async fn only_the_owner_of_the_table_may_finish() {
     let file = scene.file("normalized IS NULL", FINISH);
     let run = backfilld(&url, &["check", &file]);
     assert_eq!(run.code, 2, "{run:?}");
-    let told = format!("finish: only the owner of public.users may do that, and role {role} is not: GRANT postgres TO {role}");
+    let told = format!(
+        "finish: only the owner of public.users may do that, and role {role} is not: GRANT postgres TO {role}"
+    );
     assert!(run.stderr.contains(&told), "{run:?}");
     // As a member of the owner's role it may, and needs nothing else.
     scene

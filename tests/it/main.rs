@@ -9,6 +9,8 @@ mod commands;
 mod exactly_once;
 mod failover;
 mod finish;
+mod holds;
+mod in_step;
 mod kills;
 mod life;
 mod metrics;

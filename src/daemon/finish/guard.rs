@@ -65,8 +65,8 @@ pub(super) async fn carry_out(place: Arc<Place>, claim: Claim, mut stopped: watc
         }
     }
     let state = &place.state;
-    let released = place.ask(async |client| finish::release(&***client, state, &claim).await);
-    if let Ok(Err(error)) = tokio::time::timeout(END_TIMEOUT, released).await {
+    let released = place.ask(END_TIMEOUT, async |client| finish::release(&***client, state, &claim).await);
+    if let Err(error) = released.await {
         tracing::debug!(job = %claim.job, error, "the finish is not handed back; its lease runs out");
     }
     claim.job
@@ -88,15 +88,15 @@ enum Seen {
 async fn look(place: &Place, claim: &Claim, renewed: &mut Instant) -> Seen {
     let (state, lease) = (&place.state, *place.lease.borrow());
     let is_due = renewed.elapsed() >= lease / 3;
-    let asked = place.ask(async |client| {
+    let asked = place.ask(lease / 3, async |client| {
         if is_due {
             finish::renew(&***client, state, claim, lease).await
         } else {
             finish::job_state(&***client, state, claim).await
         }
     });
-    match tokio::time::timeout(lease / 3, asked).await {
-        Ok(Ok(Some(job_state))) => {
+    match asked.await {
+        Ok(Some(job_state)) => {
             if is_due {
                 *renewed = Instant::now();
             }
@@ -106,9 +106,9 @@ async fn look(place: &Place, claim: &Claim, renewed: &mut Instant) -> Seen {
                 _ => Seen::Over,
             }
         }
-        Ok(Ok(None)) => Seen::Over,
+        Ok(None) => Seen::Over,
         // Nobody answers: as long as the lease runs, nobody else has taken it over.
-        Ok(Err(_)) | Err(_) if renewed.elapsed() < lease => Seen::GoOn,
-        Ok(Err(_)) | Err(_) => Seen::Over,
+        Err(_) if renewed.elapsed() < lease => Seen::GoOn,
+        Err(_) => Seen::Over,
     }
 }

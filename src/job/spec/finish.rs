@@ -61,7 +61,9 @@ impl Spec {
             "hold_before must be made of \"start\" and \"finish\"",
         );
         wrong(
-            self.hold_before.iter().any(|stage| stage == "finish") && self.finish.is_empty() && !self.sync.trigger(),
+            self.hold_before.iter().any(|stage| stage == "finish")
+                && self.finish.is_empty()
+                && !self.sync.trigger(),
             "hold_before: there is no finish to hold: add [finish], or leave \"finish\" out",
         );
         for (key, names) in [("not_null", &self.finish.not_null), ("validate", &self.finish.validate)] {
@@ -81,7 +83,12 @@ impl Spec {
         );
         let set = update.into_iter().flat_map(|update| &update.set);
         for (column, _) in set.filter(|(_, expression)| expression.trim().eq_ignore_ascii_case("default")) {
-            wrong(true, &format!("sync.trigger: update.set.{column} is DEFAULT, which a trigger cannot set: write the default's expression"));
+            wrong(
+                true,
+                &format!(
+                    "sync.trigger: update.set.{column} is DEFAULT, which a trigger cannot set: write the default's expression"
+                ),
+            );
         }
     }
 }

@@ -183,7 +183,6 @@ fn what_must_be_there_is_asked_for() {
 
 #[test]
 fn what_is_not_supported_yet_is_refused_by_name() {
-    let operation = "name = 'a'\ntable = 't'\n";
     for (text, key) in [
         (format!("{GOOD}[delete]\nwhere = 'true'\n"), "[update] and [delete]: a job does one thing"),
         (format!("{GOOD}[walk]\nsweeps = 3\n"), "walk.sweeps other than 0 is not supported"),

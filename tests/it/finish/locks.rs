@@ -38,7 +38,9 @@ fn reader(url: &str) -> (Arc<AtomicBool>, tokio::task::JoinHandle<Vec<Duration>>
 async fn behind_a_long_transaction_others_wait_no_longer_than_lock_timeout() {
     let scene = Scene::new().await;
     let long = scene.database.connect().await;
-    long.batch_execute("SET application_name = 'nightly report'; BEGIN; SELECT count(*) FROM users").await.unwrap();
+    long.batch_execute("SET application_name = 'nightly report'; BEGIN; SELECT count(*) FROM users")
+        .await
+        .unwrap();
     scene.submit(&format!("[limits]\nlock_timeout = '200ms'\n{FINISH}"));
     let mut daemon = Daemon::start(scene.url(), &["--until-idle"]);
     scene.until_there_is("backfilld.event WHERE kind = 'finish waits'").await;
@@ -53,7 +55,10 @@ async fn behind_a_long_transaction_others_wait_no_longer_than_lock_timeout() {
     assert_eq!(status["state"], "finishing");
     assert_eq!(status["throttle"]["zone"], "paused");
     let reason = status["throttle"]["reason"].as_str().unwrap();
-    assert!(reason.starts_with("not_null normalized waits for process ") && reason.contains("nightly report"), "{reason}");
+    assert!(
+        reason.starts_with("not_null normalized waits for process ") && reason.contains("nightly report"),
+        "{reason}"
+    );
     let events = scene.told("finish waits").await;
     assert_eq!(events.len(), 1, "once a minute: {events:?}");
     long.batch_execute("COMMIT").await.unwrap();
@@ -112,7 +117,7 @@ async fn a_cancel_and_a_stop_end_the_step_under_way_and_a_pause_does_not() {
     scene.until_there_is(VALIDATING).await;
     scene.done(&["pause", "fill"]);
     assert_eq!(scene.status()["state"], "paused");
-    assert_eq!(scene.count(VALIDATING).await, 1, "the step goes on");
+    assert_eq!(scene.count(VALIDATING).await, 1, "the step goes on\n{}", daemon.log());
     scene.done(&["cancel", "fill"]);
     until_nobody_validates(&scene).await;
     assert_eq!(scene.status()["state"], "cancelled");
