@@ -43,7 +43,7 @@ pub(super) enum Command {
     Cancel(Name),
     /// Let a failed or cancelled job go on from its cursor
     Retry(Name),
-    /// Let a job go on that waits for it before its start or its finish (hold_before)
+    /// Let a job go on that waits for it before its start or its finish: `hold_before`
     Approve(Name),
     /// Change workers, rate, batch sizes or limits of a job while it runs
     Tune(Tune),

@@ -115,7 +115,7 @@ async fn prepare(
         Err(PreflightError::Database(error)) => return Err(error.into()),
     };
     // Before the ends of the walk are looked for: what is written behind them is kept in step from here on.
-    match in_step::keep(client, state, &spec, &preflight, true, actor).await? {
+    match Box::pin(in_step::keep(client, state, &spec, &preflight, true, actor)).await? {
         InStep::Yes => {}
         InStep::Busy(reason) => return Err(StartError::Busy(reason)),
         InStep::Refused(reason) => return Ok(Err(reason)),

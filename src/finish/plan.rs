@@ -152,7 +152,7 @@ mod tests {
         let before = facts.clone();
         match step {
             Step::Look(column) => {
-                assert_eq!(before.columns[column].check, None, "looked at before the CHECK")
+                assert_eq!(before.columns[column].check, None, "looked at before the CHECK");
             }
             Step::AddCheck(column) => {
                 assert!(traces.looked.contains(column), "no CHECK where a NULL may be");

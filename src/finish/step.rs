@@ -146,7 +146,7 @@ impl Scene<'_> {
         let name = self.table.sql();
         let require = require_sql(self.state, self.claim, &name);
         let lock = lock_sql(ACCESS_EXCLUSIVE, self.may_lock.then_some(&name), self.lock_timeout);
-        format!("BEGIN;\n{require};\n{lock}{sql};\nCOMMIT;\n{}", self.tell_sql(step))
+        format!("BEGIN;\n{require};\n{lock};\n{sql};\nCOMMIT;\n{}", self.tell_sql(step))
     }
 
     fn tell_sql(&self, step: &Step) -> String {
@@ -207,7 +207,7 @@ pub(super) fn lock_sql(mode: &str, table: Option<&String>, lock_timeout: Duratio
         },
     );
     format!(
-        "SET LOCAL synchronous_commit = off;\n{lock}\nSET LOCAL statement_timeout = {};\n{};\n",
+        "SET LOCAL synchronous_commit = off;\n{lock}\nSET LOCAL statement_timeout = {};\n{}",
         LONGEST_LOCK_WORK.as_millis(),
         note_begin_sql()
     )

@@ -93,15 +93,14 @@ impl Sync {
     /// The statement that makes the function, or replaces it. `search_path` is that of the daemon's sessions.
     fn make_function_sql(&self, state: &State, search_path: &str) -> String {
         let name = function_sql(state, &self.job);
-        let settings: String = KEY_TEXT_SETTINGS
-            .iter()
-            .map(|(setting, value)| format!("\n    SET {setting} = {}", literal(value)))
-            .collect();
+        let settings =
+            KEY_TEXT_SETTINGS.map(|(setting, value)| format!("\n    SET {setting} = {}", literal(value)));
         // Temporary tables last: whoever writes a row must not be able to put one of theirs before another.
         format!(
             "CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path = {search_path}{settings}
+    SET search_path = {search_path}{}
 AS {};\nREVOKE ALL ON FUNCTION {name}() FROM PUBLIC",
+            settings.concat(),
             literal(&self.body())
         )
     }
@@ -146,30 +145,28 @@ AS {};\nREVOKE ALL ON FUNCTION {name}() FROM PUBLIC",
             )
             .await?
             .get(0);
-        let mut sql = String::new();
+        let mut parts = Vec::new();
         if noted != self.table.oid {
-            // The job is another one's by now; the trigger on its former table goes first.
+            // The job has another table by now; the trigger on its former table goes first.
             sync_trigger::moved(&transaction, state, &self.job, self.table.oid).await?;
             let former = facts::table(&transaction, noted).await?.map(|table| table.sql());
             let may_lock = may_lock(&transaction, noted).await?;
-            sql += &lock_sql(ACCESS_EXCLUSIVE, former.as_ref().filter(|_| may_lock), lock_timeout);
-            sql += &format!("DROP FUNCTION IF EXISTS {}() CASCADE;\n", function_sql(state, &self.job));
+            parts.push(lock_sql(ACCESS_EXCLUSIVE, former.as_ref().filter(|_| may_lock), lock_timeout));
+            parts.push(format!("DROP FUNCTION IF EXISTS {}() CASCADE", function_sql(state, &self.job)));
         }
-        sql += &self.make_function_sql(state, &path);
+        parts.push(self.make_function_sql(state, &path));
         if noted != self.table.oid || !self.is_installed(&transaction, state).await? {
-            let may_lock = may_lock(&transaction, self.table.oid).await?;
             let table = self.table.sql();
-            sql += &format!(
-                ";\n{}{}",
-                lock_sql(MAKING, may_lock.then_some(&table), lock_timeout),
-                self.make_trigger_sql(state)
-            );
+            let may_lock = may_lock(&transaction, self.table.oid).await?;
+            parts.push(lock_sql(MAKING, may_lock.then_some(&table), lock_timeout));
+            parts.push(self.make_trigger_sql(state));
+            parts.push("COMMIT".to_owned());
             let told = format!("trigger {} on {} made", trigger_name(&self.job), self.table);
-            let tell = tell_sql(state, &self.job, "sync", &told, Took::Lock(MAKING), actor);
-            sql += &format!(";\nCOMMIT;\n{tell}");
+            parts.push(tell_sql(state, &self.job, "sync", &told, Took::Lock(MAKING), actor));
         } else {
-            sql += ";\nCOMMIT";
+            parts.push("COMMIT".to_owned());
         }
+        let sql = parts.join(";\n");
         let sent = transaction.simple_query(&sql).await;
         // After its COMMIT this is none any more, and the server says so, which does not matter.
         let ended = transaction.rollback().await;
@@ -232,7 +229,7 @@ pub async fn drop_left_over(
     let table = facts::table(&transaction, oid).await?.map(|table| table.sql());
     let may_lock = may_lock(&transaction, oid).await?;
     let sql = format!(
-        "{}{};\nCOMMIT;\n{}",
+        "{};\n{};\nCOMMIT;\n{}",
         lock_sql(ACCESS_EXCLUSIVE, table.as_ref().filter(|_| may_lock), lock_timeout),
         drop_sql(state, job),
         tell_sql(state, job, "sync", "trigger removed", Took::Lock(ACCESS_EXCLUSIVE), actor)
@@ -273,6 +270,7 @@ async fn busy(client: &impl GenericClient, table: u32) -> Result<String, Error> 
 }
 
 /// Why an expression of a job cannot be used in its trigger; tried on the table as it is now.
+#[must_use]
 pub fn advice(error: &Error) -> String {
     format!(
         "{}: in the trigger of [sync] the row is known by its columns only, without those that PostgreSQL computes (generated and system columns)",

@@ -102,13 +102,13 @@ async fn look(place: &Place, claim: &Claim, renewed: &mut Instant) -> Seen {
             }
             match job_state.as_str() {
                 "finishing" => Seen::GoOn,
-                "paused" => Seen::Paused,
+                // Resumed, it runs for a moment before it finishes again.
+                "paused" | "running" => Seen::Paused,
                 _ => Seen::Over,
             }
         }
-        Ok(None) => Seen::Over,
         // Nobody answers: as long as the lease runs, nobody else has taken it over.
         Err(_) if renewed.elapsed() < lease => Seen::GoOn,
-        Err(_) => Seen::Over,
+        Ok(None) | Err(_) => Seen::Over,
     }
 }

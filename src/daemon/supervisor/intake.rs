@@ -120,7 +120,9 @@ impl Supervisor {
             return Ok(true);
         };
         // It was dropped with a job that was cancelled and tried again, or by somebody else.
-        match in_step::keep(&mut client, &self.state, &job.spec, &job.preflight, false, &self.actor).await? {
+        match Box::pin(in_step::keep(&mut client, &self.state, &job.spec, &job.preflight, false, &self.actor))
+            .await?
+        {
             InStep::Yes => {}
             InStep::Busy(reason) => {
                 self.put_off(&claim.job, &reason);

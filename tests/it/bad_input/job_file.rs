@@ -198,7 +198,7 @@ fn what_surrounds_the_walk_must_make_sense() {
         (format!("hold_before = ['finish']\n{GOOD}"), "hold_before: there is no finish to hold"),
         (format!("{GOOD}[finish]\nnot_null = ['']\n"), "finish.not_null has an empty name"),
         (format!("{GOOD}[sync]\ntrigger = 'yes'\n"), "sync.trigger must be true or false"),
-        (format!("{GOOD}[sync]\ntrigger = true\n"), "only an [update] with a where"),
+        (format!("{GOOD}[sync]\ntrigger = true\n"), "sync.trigger: only an [update] with a where"),
     ] {
         tells(&text, key, &[]);
     }
