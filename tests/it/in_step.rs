@@ -138,6 +138,15 @@ async fn what_old_code_writes_meanwhile_is_filled_and_the_trigger_goes_at_the_en
 }
 
 #[tokio::test]
+async fn the_jobs_own_batches_are_left_alone_also_where_a_row_still_matches() {
+    let scene = Scene::new().await;
+    let file = scene.file_with("{ times = 'times + 1' }", "email IS NOT NULL", SYNC);
+    assert_eq!(backfilld(scene.url(), &["run", "--until-idle", "--job", &file]).code, 0);
+    assert_eq!(scene.count("users WHERE times <> 1").await, 0);
+    scene.assert_nothing_is_left().await;
+}
+
+#[tokio::test]
 async fn a_cancelled_or_replaced_job_leaves_no_trigger_and_a_paused_or_tried_one_has_it() {
     let scene = Scene::new().await;
     let daemon = scene.at_work(SLOW).await;
