@@ -290,8 +290,8 @@ impl Supervisor {
         self.throttle.share(&workers);
         self.look_at_barred().await?;
         if *self.mode.borrow() == Mode::Walking {
-            self.start_jobs().await?;
-            self.claim_all().await?;
+            Box::pin(self.start_jobs()).await?;
+            Box::pin(self.claim_all()).await?;
         }
         let client = self.database.get().await?;
         // A job whose bounds hold no row has no slice to wait for.
