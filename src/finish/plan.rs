@@ -165,7 +165,7 @@ mod tests {
             Step::SetNotNull(column) => {
                 let column = facts.columns.get_mut(column).unwrap();
                 assert_eq!(column.check.take(), Some(true), "else it would scan under its lock");
-                column.not_null = true;
+                (column.not_null, column.unproven) = (true, None);
             }
             Step::DropCheck(column) => {
                 assert!(facts.columns.get_mut(column).unwrap().check.take().is_some());
