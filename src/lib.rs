@@ -9,6 +9,7 @@
 //! | [`state`] | the state schema and every statement on it |
 //! | [`throttle`] | how fast: signals, the law, the pacer, schedules |
 //! | [`walk`] | the key, the SQL, the batch transaction, the batch sizer |
+//! | [`finish`] | constraints enforced without a long lock, the trigger that keeps new rows in step |
 //! | [`job`] | the job file: its spec, validation, preflight |
 //! | [`settings`] | the daemon's configuration |
 //! | [`http`] | metrics and health |
@@ -20,6 +21,7 @@
 pub mod cli;
 pub mod daemon;
 pub mod database;
+pub mod finish;
 pub mod http;
 pub mod job;
 pub mod settings;

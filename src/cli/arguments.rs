@@ -45,6 +45,8 @@ pub(super) enum Command {
     Cancel(Name),
     /// Let a failed or cancelled job go on from its cursor
     Retry(Name),
+    /// Let a job go on that waits for it before its start or its finish: `hold_before`
+    Approve(Name),
     /// Change workers, rate, batch sizes or limits of a job while it runs
     Tune(Tune),
     /// Block until a job ends: 0 complete, 3 failed, cancelled or timed out

@@ -2,6 +2,7 @@
 //!
 //! The highest room. Everything that can fail without a database fails before one is asked.
 
+mod approve;
 mod arguments;
 mod check;
 mod completions;
@@ -69,6 +70,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Resume(command) => control::resume(&context()?, &command.name).await,
         Command::Cancel(command) => control::cancel(&context()?, &command.name).await,
         Command::Retry(command) => control::retry(&context()?, &command.name).await,
+        Command::Approve(command) => approve::run(&context()?, &command.name).await,
         Command::Quarantine(command) => quarantine::run(&context()?, &command).await,
         Command::Tune(command) => tune::run(&context()?, &command).await,
         Command::Wait(command) => wait::run(&context()?, &command).await,

@@ -88,6 +88,11 @@ impl Keeper {
         *self.superseded.borrow()
     }
 
+    /// How long a lease runs, as it changes.
+    pub(super) fn leases(&self) -> watch::Receiver<Duration> {
+        self.lease.subscribe()
+    }
+
     /// Takes a changed `daemon.lease`.
     pub(super) fn set_lease(&self, lease: Duration) {
         self.lease.send_replace(lease);

@@ -6,6 +6,8 @@
 //! handing the slices back.
 
 mod backoff;
+mod finish;
+mod in_step;
 mod jobs_directory;
 mod leases;
 mod listener;

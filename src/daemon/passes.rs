@@ -86,10 +86,10 @@ async fn complete(
     note: Option<&str>,
     actor: &Actor,
 ) -> Result<(), StartError> {
-    job::complete(transaction, state, name, note, actor).await?;
+    let job_state = job::complete(transaction, state, name, note, actor).await?;
     match note {
-        None => tracing::info!(job = %name, "job complete"),
-        Some(note) => tracing::warn!(job = %name, note, "job complete"),
+        None => tracing::info!(job = %name, "job {job_state}"),
+        Some(note) => tracing::warn!(job = %name, note, "job {job_state}"),
     }
     Ok(())
 }

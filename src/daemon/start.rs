@@ -2,6 +2,7 @@
 
 use tokio_postgres::Client;
 
+use super::in_step::{self, InStep};
 use crate::database::{ConnectError, Database, Failure, Object, describe};
 use crate::job::preflight::{self, Fixed, Preflight, PreflightError};
 use crate::job::spec::Spec;
@@ -22,6 +23,8 @@ pub(super) enum StartError {
     State(#[from] StateError),
     #[error("{}", describe(.0))]
     Database(#[from] tokio_postgres::Error),
+    #[error("{0}")]
+    Busy(String),
 }
 
 /// What became of the queue of pending jobs.
@@ -55,13 +58,14 @@ pub(super) async fn next(
     };
     // On a connection of its own: what fails here must not spoil the transaction that says so.
     let mut asking = database.get().await?;
-    let prepared = match prepare(&mut asking, state, &record.spec).await {
+    let prepared = match prepare(&mut asking, state, &record.spec, actor).await {
         Ok(prepared) => prepared,
         Err(StartError::Database(error)) if Failure::of(&error) == Failure::Contention => {
             drop(Object::take(asking));
             let reason = describe(&error);
             return Ok(Next::Busy { job: record.name, reason });
         }
+        Err(StartError::Busy(reason)) => return Ok(Next::Busy { job: record.name, reason }),
         Err(error) => return Err(error),
     };
     match prepared {
@@ -99,6 +103,7 @@ async fn prepare(
     client: &mut Client,
     state: &State,
     spec: &serde_json::Value,
+    actor: &Actor,
 ) -> Result<Result<Prepared, String>, StartError> {
     let spec = match Spec::from_json(spec) {
         Ok(spec) => spec,
@@ -109,6 +114,12 @@ async fn prepare(
         Err(PreflightError::Database(error)) => return Err(error.into()),
         Err(problems) => return Ok(Err(problems.told())),
     };
+    // Before the ends of the walk are looked for: what is written behind them is kept in step from here on.
+    match Box::pin(in_step::keep(client, state, &spec, &preflight, true, actor)).await? {
+        InStep::Yes => {}
+        InStep::Busy(reason) => return Err(StartError::Busy(reason)),
+        InStep::Refused(reason) => return Ok(Err(reason)),
+    }
     match lay_out(client, state, &spec, &preflight, None).await {
         Ok((table_rows, slices)) => Ok(Ok(Prepared { preflight, table_rows, slices })),
         Err(PreflightError::Database(error)) if Failure::of(&error) == Failure::Statement => {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
+use futures_util::future;
 use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::{mpsc, watch};
@@ -15,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_postgres::error::SqlState;
 
+use super::finish::{Finisher, Place};
 use super::leases::{Held, Keeper, Kept};
 use super::signals::Signal;
 use super::start::StartError;
@@ -25,7 +27,7 @@ use crate::database::{ConnectError, Database, Failure};
 use crate::http::Health;
 use crate::state::slice::{self, Claim};
 use crate::state::split::Rest;
-use crate::state::{Actor, State, StateError, daemon, event, job, pass, status};
+use crate::state::{Actor, State, StateError, daemon, event, finish, job, pass, status, sync_trigger};
 use intake::Wanted;
 
 /// How often the database is asked when nothing is heard from it.
@@ -122,6 +124,7 @@ pub(super) struct Supervisor {
     held: Held,
     started_at: Timestamp,
     keeper: Keeper,
+    finisher: Finisher,
     measured: Option<Instant>,
     /// Turns in a row that failed, and when to try again.
     failures: u32,
@@ -161,6 +164,14 @@ impl Supervisor {
             mode: mode.subscribe(),
             lease: options.settings.daemon.lease,
         });
+        let finisher = Finisher::start(Place {
+            database: database.clone(),
+            state: state.clone(),
+            name: name.clone(),
+            actor: actor.clone(),
+            mode: mode.subscribe(),
+            lease: keeper.leases(),
+        });
         Self {
             workers_at_most: options.settings.database.pool_size - SPARE_CONNECTIONS,
             options,
@@ -176,6 +187,7 @@ impl Supervisor {
             held,
             started_at,
             keeper,
+            finisher,
             measured: None,
             failures: 0,
             rest_until: Instant::now(),
@@ -275,8 +287,8 @@ impl Supervisor {
         self.throttle.share(&workers);
         self.look_at_barred().await?;
         if *self.mode.borrow() == Mode::Walking {
-            self.start_jobs().await?;
-            self.claim_all().await?;
+            Box::pin(self.start_jobs()).await?;
+            Box::pin(self.claim_all()).await?;
         }
         // A job whose bounds hold no row has no slice to wait for.
         self.end_passes().await?;
@@ -327,15 +339,23 @@ impl Supervisor {
     }
 
     async fn ending(&mut self, client: &tokio_postgres::Client) -> Result<Option<Ending>, TurnError> {
-        if !self.options.until_idle || self.held.len() > 0 {
+        if !self.options.until_idle {
             return Ok(None);
         }
-        let (left, paused) = job::left_to_run(client, &self.state).await?;
-        if left > 0 {
-            if usize::try_from(left) == Ok(paused.len()) && paused != self.told_paused {
-                tracing::info!(jobs = ?paused, "waiting: what is left is paused (`backfilld resume NAME`)");
-                self.told_paused = paused;
+        if self.held.len() > 0 {
+            self.told_paused.clear();
+            return Ok(None);
+        }
+        let left = job::left_to_run(client, &self.state).await?;
+        if left.jobs > 0 {
+            let waiting = [left.paused, left.on_hold].concat();
+            if usize::try_from(left.jobs) == Ok(waiting.len()) && waiting != self.told_paused {
+                tracing::info!(jobs = ?waiting, "waiting: what is left is paused (`backfilld resume NAME`), or is to be approved (`backfilld approve NAME`)");
+                self.told_paused = waiting;
             }
+            return Ok(None);
+        }
+        if !sync_trigger::left_over(client, &self.state).await?.is_empty() {
             return Ok(None);
         }
         let own = &self.options.own_jobs;
@@ -403,8 +423,9 @@ impl Supervisor {
         self.database.discard_idle();
         self.mode.send_replace(Mode::Resting);
         let workers = &mut self.workers;
-        let all_ended = async { while workers.join_next().await.is_some() {} };
-        if tokio::time::timeout(grace, all_ended).await.is_err() {
+        let batches_ended = async { while workers.join_next().await.is_some() {} };
+        let all_ended = future::join(tokio::time::timeout(grace, batches_ended), self.finisher.finish(grace));
+        if let (Err(_), _) | (_, false) = all_ended.await {
             tracing::warn!(batches_in_flight = self.workers.len(), grace = ?grace,
                            "stopped before the batches in flight ended; the server rolls them back");
             return Ending::GraceOver;
@@ -415,6 +436,7 @@ impl Supervisor {
 
     /// The last words to the database; it may be gone, so not for long.
     async fn goodbye(mut self, reason: &str) {
+        self.finisher.finish(FAREWELL_TIMEOUT).await;
         self.throttle.finish(FAREWELL_TIMEOUT).await;
         self.keeper.finish(FAREWELL_TIMEOUT).await;
         // One that was given up while it waited for a server that no longer answers is among them.
@@ -424,6 +446,7 @@ impl Supervisor {
             // What another daemon of this name holds is not this one's to hand back.
             if daemon::seen(&**client, &self.state, &self.name, self.started_at, "stopped").await? {
                 slice::release_all(&**client, &self.state, &self.name).await?;
+                finish::release_all(&**client, &self.state, &self.name).await?;
             }
             event::record(&**client, &self.state, None, "daemon stopped", &self.actor, reason).await?;
             Ok::<(), TurnError>(())

@@ -211,12 +211,6 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_yet_is_refused_by_name() {
-        let told = problems_of(&format!("{GOOD}[finish]\nanalyze = true\n"));
-        assert!(told.starts_with("job.toml: finish is not supported by backfilld"), "{told}");
-    }
-
-    #[test]
     fn a_job_does_one_thing() {
         let told = problems_of("name='a'\ntable='t'");
         assert!(told.contains("no operation"), "{told}");

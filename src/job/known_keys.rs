@@ -12,6 +12,8 @@ pub enum Kind {
     Text,
     /// A list of texts.
     Texts,
+    /// Yes or no.
+    Switch,
     /// A whole number from 0 on.
     Whole,
     /// A whole number from 0 to this.
@@ -35,6 +37,7 @@ impl Kind {
         match self {
             Self::Text => "a text in quotes".to_owned(),
             Self::Texts => "a list of texts, such as [\"1000\"]".to_owned(),
+            Self::Switch => "true or false".to_owned(),
             Self::Whole => "a whole number, 0 or more".to_owned(),
             Self::WholeUpTo(most) => format!("a whole number from 0 to {most}"),
             Self::Number => "a number".to_owned(),
@@ -59,7 +62,9 @@ impl Kind {
             (Self::Texts, Value::Array(values)) => values.iter().all(Value::is_str),
             (Self::Whole | Self::Bytes, Value::Integer(number)) => *number >= 0,
             (Self::WholeUpTo(most), Value::Integer(number)) => (0..=i64::from(most)).contains(number),
-            (Self::Text, Value::String(_)) | (Self::Number, Value::Integer(_) | Value::Float(_)) => true,
+            (Self::Text, Value::String(_))
+            | (Self::Number, Value::Integer(_) | Value::Float(_))
+            | (Self::Switch, Value::Boolean(_)) => true,
             (Self::Bytes, Value::String(text)) => text.parse::<Bytes>().is_ok(),
             (Self::Duration, Value::String(text)) => is_duration(text),
             (Self::DurationOr(word), Value::String(text)) => text == word || is_duration(text),
@@ -73,6 +78,7 @@ impl Kind {
     fn accepts_text(self, text: &str) -> bool {
         match self {
             Self::Texts => texts(text).is_some(),
+            Self::Switch => text.parse::<bool>().is_ok(),
             Self::Whole => text.parse::<u64>().is_ok(),
             Self::WholeUpTo(most) => text.parse::<u32>().is_ok_and(|number| number <= most),
             Self::Number => text.parse::<f64>().is_ok(),

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod expressions;
+mod finish;
 mod operation;
 mod partitions;
 mod sweeps;
@@ -11,6 +12,7 @@ use tokio_postgres::Client;
 
 use super::spec::{Named, Spec};
 use crate::database::describe;
+use crate::finish::Sync;
 use crate::state::job::Record;
 use crate::walk::key::{self, KeyError};
 use crate::walk::keyset::Table;
@@ -67,6 +69,7 @@ impl Preflight {
     #[must_use]
     pub fn plan(&self, spec: &Spec, job_revision: i32) -> Plan {
         Plan {
+            job: spec.name.clone(),
             keyset: self.keyset.clone(),
             operation: self.operation.clone(),
             sweeps: self.swept.sweeps.clone(),
@@ -75,6 +78,12 @@ impl Preflight {
             statement_timeout: spec.limits.statement_timeout(),
             synchronous_commit: spec.batch.synchronous_commit().as_str().to_owned(),
         }
+    }
+
+    /// The trigger that keeps new rows in step, if the job has one.
+    #[must_use]
+    pub fn sync(&self, spec: &Spec) -> Option<Sync> {
+        sync_of(spec, &self.root, &self.operation)
     }
 }
 
@@ -147,6 +156,7 @@ pub async fn examine(
     let mut problems = Vec::new();
     operation::may_read(client, &table, &mut problems).await?;
     let operation = Box::pin(operation::examine(client, &table, spec, state_schema, &mut problems)).await?;
+    finish::examine(client, spec, &root, state_schema, &mut problems).await?;
     let wanted = fixed.map(|fixed| fixed.key_columns.as_slice()).or(spec.walk.key());
     let index = fixed.map(|fixed| fixed.key_index.as_str());
     let keyset = match key::choose(client, &table, wanted, index, spec.walk.order()).await {
@@ -176,6 +186,9 @@ pub async fn examine(
         Some(keyset) if problems.is_empty() => {
             // A right that is missing, or a column that is not there, would be told again by every expression.
             operation::expressions(client, &keyset, spec, &operation, &mut problems).await?;
+            if let Some(sync) = sync_of(spec, &root, &operation).filter(|_| problems.is_empty()) {
+                finish::try_trigger(client, &sync, &mut problems).await?;
+            }
             if !problems.is_empty() {
                 return Err(PreflightError::Problems(problems));
             }
@@ -215,6 +228,12 @@ async fn parts(client: &Client, root: &Table, spec: &Spec) -> Result<Vec<Table>,
     } else {
         Err(PreflightError::Problems(problems))
     }
+}
+
+fn sync_of(spec: &Spec, table: &Table, operation: &Operation) -> Option<Sync> {
+    let Operation::Update { set, filter: Some(filter) } = operation else { return None };
+    let (job, table) = (spec.name.clone(), table.clone());
+    spec.sync.trigger().then(|| Sync { job, table, set: set.clone(), filter: filter.clone() })
 }
 
 fn problem(text: String) -> PreflightError {

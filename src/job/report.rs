@@ -1,5 +1,7 @@
 //! What `check` tells about a job that can run: plan, size, triggers, indexes, warnings.
 
+mod finish;
+
 use std::fmt::Write as _;
 
 use postgres_types::{ToSql, Type};
@@ -77,6 +79,7 @@ async fn tell(
         }
     }
     triggers(client, keyset, operation, &mut text).await?;
+    finish::tell(spec, preflight, &mut text, &mut warnings);
     if let Operation::Update { set, .. } = operation {
         hot(client, keyset.table.oid, &names(set), &mut text, &mut warnings).await?;
     }

@@ -2,6 +2,7 @@
 //!
 //! What a file leaves out stays out here and in the database; the accessors give the defaults.
 
+mod finish;
 mod keys;
 mod operation;
 mod schedule;
@@ -15,6 +16,7 @@ use super::duration::Written;
 use crate::walk::keyset::Order;
 use crate::walk::sizer;
 
+pub use finish::{Finish, Sync};
 pub use keys::KNOWN_KEYS;
 pub use operation::{Copy, Delete, Move, Named, OnConflict, Statement, Update};
 pub use schedule::Schedule;
@@ -28,7 +30,7 @@ pub struct Spec {
     pub name: String,
     /// The table, with its schema or found by the search path.
     pub table: String,
-    /// Not supported yet unless empty.
+    /// The stages, `start` and `finish`, before which the job waits for an approval.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hold_before: Vec<String>,
     /// Rows get new values.
@@ -61,6 +63,12 @@ pub struct Spec {
     /// At which hours it may run.
     #[serde(default, skip_serializing_if = "is_default")]
     pub schedule: Schedule,
+    /// What is enforced once all rows are walked.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub finish: Finish,
+    /// How new rows are kept in step meanwhile.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sync: Sync,
 }
 
 /// More passes than anybody waits for.
@@ -262,10 +270,7 @@ impl Spec {
             "name must be 1 to 63 of a-z, 0-9, _ and -, and begin with a letter or digit",
         );
         wrong(self.table.trim().is_empty(), "table is empty: write schema.table");
-        wrong(
-            !self.hold_before.is_empty(),
-            "hold_before is not supported yet by this version: leave it out, or submit the job when it may start",
-        );
+        self.finish_problems(&mut wrong);
         self.operation_problems(&mut wrong);
         self.walk_problems(&mut wrong);
         self.batch_problems(&mut wrong);

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use postgres_types::Type;
 use tokio_postgres::{Client, GenericClient};
 
-use super::{State, StateError};
+use super::{State, StateError, finish};
 
 /// Whether a daemon of this name lives: the server session that it registered is there. Never told behind a
 /// pooler, where a daemon has none.
@@ -37,6 +37,7 @@ pub async fn register(client: &mut Client, state: &State, name: &str) -> Result<
             &[(&name, Type::TEXT)],
         )
         .await?;
+    finish::release_all(&transaction, state, name).await?;
     let row = transaction
         .query_typed_one(
             &state.sql(

@@ -53,7 +53,9 @@ pub async fn lock_next_pending(
         .query_typed_opt(
             &state.sql(&format!(
                 "SELECT {RECORD_COLUMNS} FROM {{s}}.job
-                 WHERE state = 'pending' AND name <> ALL ($1) ORDER BY submitted_at, name
+                 WHERE state = 'pending' AND name <> ALL ($1)
+                   AND NOT {{s}}.is_on_hold(spec, approved, 'start')
+                 ORDER BY submitted_at, name
                  LIMIT 1 FOR UPDATE SKIP LOCKED"
             )),
             &[(&except, Type::TEXT_ARRAY)],
@@ -153,7 +155,8 @@ pub async fn start(
     event::record(transaction, state, Some(name), "started", actor, &reason).await
 }
 
-/// Ends a locked job that is walked to its end. `note` is what else a person should know.
+/// Ends a locked job that is walked to its end, or lets its finish begin, where it has one; returns its state. `note` is
+/// what else a person should know.
 ///
 /// The commit waits for the disk, whatever the session's setting, and hardens all batches with it.
 pub async fn complete(
@@ -162,31 +165,41 @@ pub async fn complete(
     name: &str,
     note: Option<&str>,
     actor: &Actor,
-) -> Result<(), StateError> {
-    transaction
-        .execute_typed(
+) -> Result<String, StateError> {
+    let row = transaction
+        .query_typed_one(
             &state.sql(
                 "WITH walked AS (
-                     UPDATE {s}.job SET state = 'complete', finished_at = clock_timestamp(), error = NULL
-                     WHERE name = $1 RETURNING name
+                     UPDATE {s}.job j SET error = NULL,
+                            state = CASE WHEN has_finish THEN 'finishing' ELSE 'complete' END,
+                            finished_at = CASE WHEN NOT has_finish THEN clock_timestamp() END
+                     FROM (SELECT spec ? 'finish' OR EXISTS (SELECT FROM {s}.sync_trigger t
+                                                             WHERE t.job = name) AS has_finish
+                           FROM {s}.job WHERE name = $1) AS found
+                     WHERE j.name = $1
+                     RETURNING j.name, j.state
+                 ), laid AS (
+                     INSERT INTO {s}.finish (job) SELECT name FROM walked WHERE state = 'finishing'
+                     ON CONFLICT DO NOTHING
                  ), told AS (
                      INSERT INTO {s}.event (job, kind, actor, reason)
-                     SELECT w.name, 'complete', $2,
+                     SELECT w.name, w.state, $2,
                             coalesce(sum(s.rows_changed), 0) || ' rows changed, '
                             || coalesce(sum(s.rows_scanned) FILTER (WHERE s.sweep = 0), 0) || ' scanned, '
                             || coalesce(sum(s.rows_quarantined), 0) || ' quarantined'
                             || coalesce('; ' || $3, '')
-                     FROM walked w LEFT JOIN {s}.slice s ON s.job = w.name GROUP BY w.name
+                     FROM walked w LEFT JOIN {s}.slice s ON s.job = w.name GROUP BY w.name, w.state
                  )
-                 SELECT set_config('synchronous_commit',
-                                   CASE current_setting('synchronous_commit')
-                                       WHEN 'off' THEN 'on'
-                                       ELSE current_setting('synchronous_commit') END, true)",
+                 SELECT state, set_config('synchronous_commit',
+                                          CASE current_setting('synchronous_commit')
+                                              WHEN 'off' THEN 'on'
+                                              ELSE current_setting('synchronous_commit') END, true)
+                 FROM walked",
             ),
             &[(&name, Type::TEXT), (&actor.0, Type::TEXT), (&note, Type::TEXT)],
         )
         .await?;
-    Ok(())
+    Ok(row.get(0))
 }
 
 /// Ends a job as failed, unless it has ended or was paused or cancelled meanwhile.
@@ -231,7 +244,7 @@ pub async fn pause(
                 "WITH paused AS (
                      UPDATE {s}.job SET state = 'paused',
                             resume_at = clock_timestamp() + make_interval(secs => $2)
-                     WHERE name = $1 AND state IN ('pending', 'running', 'paused') RETURNING name
+                     WHERE name = $1 AND state IN ('pending', 'running', 'paused', 'finishing') RETURNING name
                  )
                  INSERT INTO {s}.event (job, kind, actor, reason) SELECT name, 'paused', $3, $4 FROM paused",
             ),
@@ -272,7 +285,7 @@ pub fn pass_gate_sql(state: &State, name: &str) -> String {
     format!("SELECT pg_try_advisory_xact_lock_shared({})", gate_key(state, name))
 }
 
-fn gate_key(state: &State, name: &str) -> String {
+pub(super) fn gate_key(state: &State, name: &str) -> String {
     let what = crate::database::literal(&format!("{}/{name}", state.schema()));
     format!("hashtextextended({what}, 0)")
 }
@@ -298,7 +311,7 @@ pub async fn cancel(
     actor: &Actor,
 ) -> Result<Changed, StateError> {
     let change = Change {
-        from: &["pending", "running", "paused", "failed"],
+        from: &["pending", "running", "paused", "finishing", "failed"],
         already: &["cancelled"],
         sets: "state = 'cancelled', resume_at = NULL, finished_at = clock_timestamp()",
         past: "cancelled",
@@ -348,21 +361,32 @@ pub async fn resume_due(
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// How many jobs are left to run (pending, running, paused or finishing), and which of them are paused.
-pub async fn left_to_run(
-    client: &impl GenericClient,
-    state: &State,
-) -> Result<(i64, Vec<String>), StateError> {
+/// What is left to run.
+#[derive(Debug)]
+pub struct Left {
+    /// How many jobs are pending, running, paused or finishing.
+    pub jobs: i64,
+    /// Those of them that are paused.
+    pub paused: Vec<String>,
+    /// Those that wait for an approval.
+    pub on_hold: Vec<String>,
+}
+
+/// What is left to run.
+pub async fn left_to_run(client: &impl GenericClient, state: &State) -> Result<Left, StateError> {
     let row = client
         .query_typed_one(
             &state.sql(
-                "SELECT count(*), coalesce(array_agg(name) FILTER (WHERE state = 'paused'), '{}')
+                "SELECT count(*), coalesce(array_agg(name) FILTER (WHERE state = 'paused'), '{}'),
+                        coalesce(array_agg(name) FILTER (
+                            WHERE state = 'pending' AND {s}.is_on_hold(spec, approved, 'start')
+                               OR state = 'finishing' AND {s}.is_on_hold(spec, approved, 'finish')), '{}')
                  FROM {s}.job WHERE state IN ('pending', 'running', 'paused', 'finishing')",
             ),
             &[],
         )
         .await?;
-    Ok((row.get(0), row.get(1)))
+    Ok(Left { jobs: row.get(0), paused: row.get(1), on_hold: row.get(2) })
 }
 
 /// One change of state that a person asks for.

@@ -3,8 +3,10 @@
 //! May use `database`. Knows nothing of how rows are walked or who walks them: a job's spec is JSON
 //! here, a key is a list of texts.
 
+pub mod approval;
 pub mod daemon;
 pub mod event;
+pub mod finish;
 pub mod heartbeat;
 pub mod job;
 pub mod pass;
@@ -13,6 +15,7 @@ pub mod slice;
 pub mod split;
 pub mod status;
 pub mod submission;
+pub mod sync_trigger;
 mod upgrade;
 
 pub use upgrade::{LATEST_VERSION, Upgraded, is_current, upgrade};

@@ -136,7 +136,7 @@ async fn resubmit(
         )
         .await?
         .get(0);
-    for table in ["slice", "quarantine"] {
+    for table in ["slice", "quarantine", "finish"] {
         transaction
             .execute_typed(
                 &state.sql(&format!("DELETE FROM {{s}}.{table} WHERE job = $1")),
@@ -147,7 +147,7 @@ async fn resubmit(
     transaction
         .execute_typed(
             &state.sql(
-                "UPDATE {s}.job SET spec = $2, revision = revision + 1, error = NULL, key_columns = NULL, key_index = NULL, table_oid = NULL,
+                "UPDATE {s}.job SET spec = $2, revision = revision + 1, error = NULL, approved = '{}', key_columns = NULL, key_index = NULL, table_oid = NULL,
                         state = CASE state WHEN 'paused' THEN 'paused' ELSE 'pending' END,
                         table_rows = NULL, started_at = NULL, finished_at = NULL,
                         submitted_at = clock_timestamp()

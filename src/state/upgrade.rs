@@ -20,6 +20,7 @@ const UPGRADES: &[Upgrade] = &[
     Upgrade { version: 4, name: "status", sql: include_str!("upgrades/0004_status.sql") },
     Upgrade { version: 5, name: "operations", sql: include_str!("upgrades/0005_operations.sql") },
     Upgrade { version: 6, name: "functions", sql: include_str!("upgrades/0006_functions.sql") },
+    Upgrade { version: 7, name: "finish", sql: include_str!("upgrades/0007_finish.sql") },
 ];
 
 /// The version that this program reads and writes.

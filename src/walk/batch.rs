@@ -33,6 +33,8 @@ use crate::state::{State, StateError, job, quarantine, slice};
 /// What holds for every batch of a job.
 #[derive(Debug, Clone)]
 pub struct Plan {
+    /// The job's name.
+    pub job: String,
     /// The table and its key.
     pub keyset: Keyset,
     /// What is done to the rows.
@@ -73,6 +75,7 @@ impl Plan {
             ("max_parallel_workers_per_gather", "0".to_owned()),
             // A plan node that is switched off costs so much that JIT would find it worth compiling.
             ("jit", "off".to_owned()),
+            (WALKING, self.job.clone()),
         ];
         if self.keyset.has_rival_index {
             // The rows of a batch are joined one by one, each by its key.
@@ -109,18 +112,22 @@ impl Plan {
     }
 }
 
+/// The setting by which a batch says whose it is: the trigger of `[sync]` leaves the job's own rows alone.
+pub const WALKING: &str = "backfilld.walking";
+
 /// The settings on which the text of a key value depends: it must not matter who reads it.
+pub const KEY_TEXT_SETTINGS: [(&str, &str); 5] = [
+    ("TimeZone", "UTC"),
+    ("DateStyle", "ISO, YMD"),
+    ("IntervalStyle", "postgres"),
+    ("bytea_output", "hex"),
+    ("extra_float_digits", "1"),
+];
+
+/// The statements that set them in a transaction.
 #[must_use]
 pub fn key_text_settings_sql() -> String {
-    [
-        ("TimeZone", "UTC"),
-        ("DateStyle", "ISO, YMD"),
-        ("IntervalStyle", "postgres"),
-        ("bytea_output", "hex"),
-        ("extra_float_digits", "1"),
-    ]
-    .map(|(name, value)| format!("SET LOCAL {name} = {};\n", literal(value)))
-    .concat()
+    KEY_TEXT_SETTINGS.map(|(name, value)| format!("SET LOCAL {name} = {};\n", literal(value))).concat()
 }
 
 /// What is asked of one batch.

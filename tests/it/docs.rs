@@ -6,10 +6,6 @@ use super::support::daemon::backfilld;
 use super::support::database::Database;
 use super::support::job_file;
 
-/// Sections and keys that this version refuses by name. Their examples must be refused; one that is not any more must
-/// leave this list.
-const NOT_YET: [&str; 3] = ["hold_before", "[finish]", "[sync]"];
-
 fn read(path: &str) -> String {
     fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
 }
@@ -66,14 +62,7 @@ async fn every_example_is_a_job_that_can_run() {
     for (line, example) in examples {
         let file = job_file(folder.path(), "example.toml", &whole(&example));
         let run = backfilld(database.url(), &["check", file.to_str().unwrap()]);
-        if NOT_YET.iter().any(|not_yet| example.contains(not_yet)) {
-            assert_eq!(
-                run.code, 2,
-                "docs/job-file.md:{line} works by now: take it out of NOT_YET\n{example}"
-            );
-        } else {
-            assert_eq!(run.code, 0, "docs/job-file.md:{line}\n{example}\n{}", run.stderr);
-        }
+        assert_eq!(run.code, 0, "docs/job-file.md:{line}\n{example}\n{}", run.stderr);
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 
 use super::{Supervisor, TurnError};
+use crate::daemon::in_step::{self, InStep};
 use crate::daemon::metrics;
 use crate::daemon::start::{self, Next};
 use crate::daemon::worker::{Assignment, Worker};
@@ -126,6 +127,23 @@ impl Supervisor {
                 return Ok(true);
             }
         };
+        // It was dropped with a job that was cancelled and tried again, or by somebody else.
+        match Box::pin(in_step::keep(&mut client, &self.state, &job.spec, &job.preflight, false, &self.actor))
+            .await?
+        {
+            InStep::Yes => {}
+            InStep::Busy(reason) => {
+                self.put_off(&claim.job, &reason);
+                slice::release(&**client, &self.state, &claim).await?;
+                return Ok(true);
+            }
+            InStep::Refused(reason) => {
+                tracing::error!(job = %claim.job, reason, "job failed: it cannot go on");
+                job::fail(&**client, &self.state, &claim.job, &reason, &self.actor).await?;
+                slice::release(&**client, &self.state, &claim).await?;
+                return Ok(true);
+            }
+        }
         tracing::debug!(job = %claim.job, slice = claim.number, epoch = claim.epoch, "slice claimed");
         let at_work = slice::workers(&**client, &self.state, &self.name).await?;
         let throttle = self.throttle(&mut client, &claim.job, &job, &at_work).await;

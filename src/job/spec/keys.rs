@@ -1,10 +1,9 @@
 //! The keys of a job file.
 
-use crate::job::known_keys::{FreeTable, Kind, KnownKeys, NotYet, Section};
+use crate::job::known_keys::{FreeTable, Kind, KnownKeys, Section};
 use crate::job::limit::AUTO;
 
 const EXPRESSION: &str = "\"SQL expression\", a text in quotes";
-const NO_FINISH: &str = "enforce constraints by a migration once the job is complete";
 
 const COUNT: &[(&str, Kind)] = &[("max", Kind::Whole), ("critical", Kind::Whole)];
 const NUMBER: &[(&str, Kind)] = &[("max", Kind::Number), ("critical", Kind::Number)];
@@ -84,11 +83,13 @@ pub const KNOWN_KEYS: KnownKeys = KnownKeys {
         Section { path: "throttle.sql.*", keys: NUMBER },
         Section { path: "throttle.prometheus.*", keys: NUMBER },
         Section { path: "schedule", keys: &[("windows", Kind::Texts), ("timezone", Kind::Text)] },
+        Section {
+            path: "finish",
+            keys: &[("not_null", Kind::Texts), ("validate", Kind::Texts), ("analyze", Kind::Switch)],
+        },
+        Section { path: "sync", keys: &[("trigger", Kind::Switch)] },
     ],
-    not_yet: &[
-        NotYet { path: "finish", advice: NO_FINISH },
-        NotYet { path: "sync", advice: "let the application write the column for new rows" },
-    ],
+    not_yet: &[],
     free: &[
         FreeTable { path: "update.set", expected: EXPRESSION },
         FreeTable { path: "copy.columns", expected: EXPRESSION },

@@ -55,7 +55,7 @@ WITH gone AS MATERIALIZED (
     -- A sweep passes over the same rows once more. How far a job is, is told of the pass that it is in; of a job
     -- that has ended, of its walk.
     SELECT s.*, h.job IS NOT NULL AS held,
-           s.sweep = CASE WHEN j.finished_at IS NULL THEN max(s.sweep) OVER (PARTITION BY s.job) ELSE 0 END
+           s.sweep = CASE WHEN j.finished_at IS NULL AND j.state <> 'finishing' THEN max(s.sweep) OVER (PARTITION BY s.job) ELSE 0 END
                AS is_current
     FROM slice s JOIN job j ON j.name = s.job LEFT JOIN held h ON h.job = s.job AND h.number = s.number
 ), walked AS (

@@ -182,11 +182,18 @@ fn what_must_be_there_is_asked_for() {
 }
 
 #[test]
-fn what_is_not_supported_yet_is_refused_by_name() {
+fn a_job_does_one_thing() {
+    tells(&format!("{GOOD}[delete]\nwhere = 'true'\n"), "[update] and [delete]: a job does one thing", &[]);
+}
+
+#[test]
+fn what_surrounds_the_walk_must_make_sense() {
     for (text, key) in [
-        (format!("{GOOD}[delete]\nwhere = 'true'\n"), "[update] and [delete]: a job does one thing"),
-        (format!("{GOOD}[finish]\nanalyze = true\n"), "finish is not supported"),
-        (format!("hold_before = ['start']\n{GOOD}"), "hold_before is not supported"),
+        (format!("hold_before = ['end']\n{GOOD}"), "hold_before must be made of \"start\" and \"finish\""),
+        (format!("hold_before = ['finish']\n{GOOD}"), "hold_before: there is no finish to hold"),
+        (format!("{GOOD}[finish]\nnot_null = ['']\n"), "finish.not_null has an empty name"),
+        (format!("{GOOD}[sync]\ntrigger = 'yes'\n"), "sync.trigger must be true or false"),
+        (format!("{GOOD}[sync]\ntrigger = true\n"), "sync.trigger: only an [update] with a where"),
     ] {
         tells(&text, key, &[]);
     }

@@ -98,7 +98,8 @@ impl Scene {
     pub(super) async fn reset(&self) {
         self.client
             .batch_execute(
-                "TRUNCATE backfilld.job, backfilld.slice, backfilld.quarantine, backfilld.event, backfilld.daemon;
+                "TRUNCATE backfilld.job, backfilld.slice, backfilld.quarantine, backfilld.event, backfilld.daemon,
+                          backfilld.finish;
                  CREATE TABLE anew (LIKE counted INCLUDING ALL);
                  INSERT INTO anew SELECT id FROM counted;
                  DROP TABLE counted;

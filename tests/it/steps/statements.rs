@@ -49,7 +49,7 @@ pub(super) const SPLIT: Statement = with(&["WITH shorter AS"]);
 pub(super) const COMMIT_SPLIT: Statement = commit_after(&["WITH shorter AS"]);
 
 /// Ends a job that is walked to its end.
-pub(super) const COMPLETE: Statement = with(&["SET state = 'complete'"]);
+pub(super) const COMPLETE: Statement = with(&["WITH walked AS"]);
 /// Hands one slice back.
 pub(super) const RELEASE: Statement =
     with(&["SET owner = NULL, lease_until = NULL, rows_per_second = 0", "number = $2"]);
