@@ -2,6 +2,5 @@
 
 JOB = "customers-email-normalized"
 
-# Turn this on to let the daemon enforce NOT NULL without a long lock: {"not_null": ["email_normalized"]}. The
-# migration that follows then finds nothing left to enforce.
-FINISH = None
+# The daemon enforces NOT NULL without a long lock; the migration that follows finds nothing left to enforce.
+FINISH = {"not_null": ["email_normalized"]}

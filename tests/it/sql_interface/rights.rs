@@ -10,10 +10,10 @@ use crate::support::database::{Database, connect};
 const DOCS: &str = include_str!("../../../docs/operating.md");
 const BY_NAME: [&str; 6] = ["pause", "resume", "cancel", "retry", "withdraw", "require_complete"];
 
-/// The statements of the second SQL block under "Rights", for `role`.
+/// The statements of the SQL block under "Rights of a migration", for `role`.
 fn documented(role: &str) -> Vec<String> {
-    let (_, rights) = DOCS.split_once("\n## Rights\n").unwrap();
-    let block = rights.split("```sql\n").nth(2).unwrap().split("```").next().unwrap();
+    let (_, rights) = DOCS.split_once("\n### Rights of a migration\n").unwrap();
+    let block = rights.split("```sql\n").nth(1).unwrap().split("```").next().unwrap();
     block.split_inclusive(";\n").map(|sql| sql.trim().replace(" migration", &format!(" {role}"))).collect()
 }
 
@@ -45,7 +45,9 @@ async fn a_role_with_the_documented_rights_calls_everything_and_reads_nothing() 
     assert!(grants.len() >= 4 && grants.iter().all(|sql| sql.starts_with("GRANT ")), "{grants:?}");
     scene.client.batch_execute(&grants.concat()).await.unwrap();
     journey(&client).await.unwrap();
-    for table in ["job", "slice", "quarantine", "event", "daemon", "heartbeat", "schema_version", "status"] {
+    for table in
+        ["job", "slice", "quarantine", "event", "daemon", "heartbeat", "finish", "sync_trigger", "status"]
+    {
         let error = client.batch_execute(&format!("SELECT FROM backfilld.{table}")).await.unwrap_err();
         assert_eq!(error.code().unwrap().code(), "42501", "{table}");
     }
