@@ -3,7 +3,7 @@
 
 use crate::database::{Database, Failure, Object, describe};
 use crate::job::preflight::{self, Fixed, PreflightError};
-use crate::job::spec::Spec;
+use crate::job::spec::{Named, Spec};
 use crate::state::job::Record;
 use crate::state::slice::Range;
 use crate::state::{Actor, State, StateError, job, pass};
@@ -136,6 +136,7 @@ async fn look(
         operation: operation.name(),
         has_filter: operation.filter().is_some(),
         skips: operation.skips(),
+        removes: matches!(operation, Named::Delete(_) | Named::Move(_)),
         sweeps: preflight.swept.sweeps.most,
         passes,
     };

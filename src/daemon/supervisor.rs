@@ -28,6 +28,7 @@ use crate::http::Health;
 use crate::state::slice::{self, Claim};
 use crate::state::split::Rest;
 use crate::state::{Actor, State, StateError, daemon, event, finish, job, pass, status, sync_trigger};
+use crate::throttle::watched::Watched;
 use intake::Wanted;
 
 /// How often the database is asked when nothing is heard from it.
@@ -131,6 +132,8 @@ pub(super) struct Supervisor {
     rest_until: Instant,
     /// How many workers each job is to have here, as its spec said when it was last looked at.
     wanted_workers: BTreeMap<String, Wanted>,
+    /// The partition that is read to measure the latency, of each job on a partitioned table.
+    watched: BTreeMap<String, Watched>,
     /// Slices that could not be split, and when.
     left_whole: Vec<(Rest, Instant)>,
     /// Jobs that somebody was in the way of, and when.
@@ -192,6 +195,7 @@ impl Supervisor {
             failures: 0,
             rest_until: Instant::now(),
             wanted_workers: BTreeMap::new(),
+            watched: BTreeMap::new(),
             left_whole: Vec::new(),
             put_off: BTreeMap::new(),
             barred: BTreeMap::new(),
@@ -302,7 +306,7 @@ impl Supervisor {
         let client = self.database.get().await?;
         let walked = pass::walked(&**client, &self.state).await?;
         drop(client);
-        for job in walked {
+        for job in walked.into_iter().filter(|job| !self.is_put_off(job)).collect::<Vec<_>>() {
             let ended = Box::pin(passes::end(&self.database, &self.state, &job, &self.actor)).await?;
             match ended {
                 passes::Ended::Done => self.measured = None,

@@ -337,9 +337,10 @@ impl Worker {
         let limit = self.spec.limits.max_quarantined_rows();
         let job = &self.claim.job;
         self.fail(&format!(
-            "the row with key ({}) cannot be changed: {}; {quarantined} rows are set aside already (`backfilld quarantine {job}`) and limits.max_quarantined_rows = {limit} allows no more. Correct the row and `backfilld retry {job}`, which goes on with it; or correct update.set and submit with --replace, which begins again",
+            "the row with key ({}) cannot be changed: {}; {quarantined} rows are set aside already (`backfilld quarantine {job}`) and limits.max_quarantined_rows = {limit} allows no more. Correct the row and `backfilld retry {job}`, which goes on with it; or correct [{}] of the job and submit with --replace, which begins again",
             row.key.join(", "),
-            row.message
+            row.message,
+            self.spec.operation().name()
         ))
         .await
     }
@@ -367,6 +368,13 @@ impl Worker {
                 metrics::retried(&job, failure);
                 self.isolation.failed(rows);
                 return None;
+            }
+            // Dropped, or detached and renamed, while the batch waited for it: whoever claims the slice next will see.
+            Failure::Statement
+                if self.claim.table_oid.is_some()
+                    && error.error.code() == Some(&SqlState::UNDEFINED_TABLE) =>
+            {
+                return Some(Ended::HandedBack);
             }
             Failure::Data | Failure::Statement => return Some(self.fail(&reason).await),
             Failure::Contention => self.sizer.timed_out(rows),

@@ -139,7 +139,7 @@ pub async fn examine(
             "table: {root} is not the table that the walk began on (it was replaced or renamed): submit the job with --replace to walk this one from its first row"
         )));
     }
-    let parts = if found.is_partitioned { Some(parts(client, &root, spec).await?) } else { None };
+    let parts = if found.is_partitioned { Some(parts(client, &root, spec, rule).await?) } else { None };
     let table = match (&parts, fixed.and_then(|fixed| fixed.part)) {
         (None, None) => root.clone(),
         (Some(parts), None) => parts
@@ -155,7 +155,15 @@ pub async fn examine(
     };
     let mut problems = Vec::new();
     operation::may_read(client, &table, &mut problems).await?;
-    let operation = Box::pin(operation::examine(client, &table, spec, state_schema, &mut problems)).await?;
+    let operation = Box::pin(operation::examine(
+        client,
+        &table,
+        (&root, parts.as_deref()),
+        spec,
+        state_schema,
+        &mut problems,
+    ))
+    .await?;
     finish::examine(client, spec, &root, state_schema, &mut problems).await?;
     let wanted = fixed.map(|fixed| fixed.key_columns.as_slice()).or(spec.walk.key());
     let index = fixed.map(|fixed| fixed.key_index.as_str());
@@ -202,16 +210,16 @@ pub async fn examine(
 }
 
 /// The partitions of a table, where they can be walked.
-async fn parts(client: &Client, root: &Table, spec: &Spec) -> Result<Vec<Table>, PreflightError> {
-    let found = partitions::list(client, root).await?;
+async fn parts(client: &Client, root: &Table, spec: &Spec, rule: Rule) -> Result<Vec<Table>, PreflightError> {
+    let found = partitions::list(client, root, rule.event()).await?;
     let mut problems: Vec<String> = found
         .iter()
-        .filter(|part| !part.is_local)
-        .map(|part| {
-            format!(
-                "table: the partition {} of {root} is a foreign table: detach it, or give each other partition a job of its own",
+        .filter_map(|part| {
+            let obstacle = part.obstacle.as_ref()?;
+            Some(format!(
+                "table: the partition {} of {root} {obstacle}: give each other partition a job of its own, or take that away",
                 part.table
-            )
+            ))
         })
         .collect();
     if let Named::Update(update) = spec.operation() {

@@ -208,7 +208,11 @@ impl Statements {
         let position = state.sql(
             "SELECT s.cursor_key, s.batches, s.rows_scanned, s.rows_changed, s.rows_quarantined,
                     s.finished_at IS NOT NULL, j.state, j.revision,
-                    coalesce(to_regclass($5) = coalesce(s.table_oid, j.table_oid), false), s.last_key
+                    coalesce(to_regclass($5) = coalesce(s.table_oid, j.table_oid), false)
+                    -- A partition may be detached at any time.
+                    AND (s.table_oid IS NULL
+                         OR EXISTS (SELECT FROM pg_partition_ancestors(s.table_oid) a WHERE a.relid = j.table_oid)),
+                    s.last_key
              FROM {s}.slice s JOIN {s}.job j ON j.name = s.job
              WHERE s.job = $1 AND s.number = $2 AND s.epoch = $3
                -- A slice that was walked to its end has no owner any more.
@@ -336,6 +340,17 @@ pub async fn require_moved(
 ) -> Result<(), tokio_postgres::Error> {
     let sql = state.sql("SELECT {s}.require_moved($1, $2)");
     client.execute_typed(&sql, &[(&rows_out, Type::INT8), (&rows_in, Type::INT8)]).await?;
+    Ok(())
+}
+
+/// Fails the transaction of a batch of a sweep in which rows match after they were changed.
+pub async fn require_changed(
+    client: &impl GenericClient,
+    state: &State,
+    rows: i64,
+) -> Result<(), tokio_postgres::Error> {
+    let sql = state.sql("SELECT {s}.require_changed($1)");
+    client.execute_typed(&sql, &[(&rows, Type::INT8)]).await?;
     Ok(())
 }
 

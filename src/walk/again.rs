@@ -40,7 +40,8 @@ pub async fn row(
     }
     let sql = plan.operation.sql(&plan.keyset, Start::At, &row.key, &row.key);
     let parameters = Parameters::new(&plan.keyset, &row.key, &row.key);
-    let changed = match batch::carry_out(&transaction, state, &plan.operation, &sql, &parameters.all()).await
+    let changed = match batch::carry_out(&transaction, state, &plan.operation, false, &sql, &parameters.all())
+        .await
     {
         Ok(rows) => i64::try_from(rows).expect("a batch changes fewer rows"),
         Err(error) if Failure::of_row(&error) == Failure::Data => {

@@ -475,7 +475,7 @@ async fn change_rows(
     let more = (claim.sweep > 0).then(|| plan.due_sql(state, claim));
     let (start_key, last_key) = (&extent.start_key, &extent.last_key);
     let sql = plan.operation.sql_where(&plan.keyset, extent.start, start_key, last_key, more.as_deref());
-    let error = match carry_out(client, state, &plan.operation, &sql, &range.all()).await {
+    let error = match carry_out(client, state, &plan.operation, claim.sweep > 0, &sql, &range.all()).await {
         Ok(rows) => return Ok(Change::Rows(rows)),
         Err(error) if is_single && Failure::of_row(&error) == Failure::Data => error,
         Err(error) => return Err(BatchError { step: Step::Rows, error }),
@@ -496,21 +496,34 @@ async fn change_rows(
 }
 
 /// Runs the statement of an operation, and tells how many rows it changed. A row that is moved and does not arrive,
-/// since a trigger of the other table has refused it, is an error like any other of that row.
+/// since a trigger of the other table has refused it, is an error like any other of that row; so is one that a sweep
+/// changes and that matches all the same, since a trigger has undone it.
 pub(super) async fn carry_out(
     client: &impl GenericClient,
     state: &State,
     operation: &Operation,
+    is_sweep: bool,
     sql: &str,
     parameters: &[Typed<'_>],
 ) -> Result<u64, tokio_postgres::Error> {
-    let Operation::Move { .. } = operation else {
-        return client.execute_typed(sql, parameters).await;
-    };
-    let row = client.query_typed_one(sql, parameters).await?;
-    let (gone, kept): (i64, i64) = (row.get(0), row.get(1));
-    if gone != kept {
-        slice::require_moved(client, state, gone, kept).await?;
+    let count = |count: i64| u64::try_from(count).expect("a count is not negative");
+    match operation {
+        Operation::Move { .. } => {
+            let row = client.query_typed_one(sql, parameters).await?;
+            let (gone, kept): (i64, i64) = (row.get(0), row.get(1));
+            if gone != kept {
+                slice::require_moved(client, state, gone, kept).await?;
+            }
+            Ok(count(kept))
+        }
+        Operation::Update { .. } if is_sweep => {
+            let row = client.query_typed_one(sql, parameters).await?;
+            let (changed, still_matching): (i64, i64) = (row.get(0), row.get(1));
+            if still_matching > 0 {
+                slice::require_changed(client, state, still_matching).await?;
+            }
+            Ok(count(changed))
+        }
+        _ => client.execute_typed(sql, parameters).await,
     }
-    Ok(u64::try_from(kept).expect("a count is not negative"))
 }

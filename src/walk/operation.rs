@@ -104,24 +104,44 @@ impl Operation {
         let and = and.map_or(String::new(), |condition| format!("\n  AND {condition}"));
         let table = keyset.table.sql();
         match self {
-            Self::Update { set, .. } => {
+            Self::Update { set, filter } => {
                 let set: Vec<String> = set
                     .iter()
                     .map(|(column, expression)| format!("{} = {}", identifier(column), enclosed(expression)))
                     .collect();
-                format!(
+                let update = format!(
                     "UPDATE ONLY {table}\nSET {}{}\nWHERE {}{and}",
                     set.join(",\n    "),
                     joined("FROM", &rows),
                     rows.condition,
-                )
+                );
+                match (condition, filter) {
+                    // Of a sweep: how many rows match as before, though they should not any more.
+                    (Some(_), Some(filter)) => {
+                        let changed = identifier("backfilld changed");
+                        let still = identifier("backfilld still");
+                        format!(
+                            "WITH {changed} AS (\n{update}\nRETURNING {} AS {still}\n)\nSELECT count(*), count(*) FILTER (WHERE {still}) FROM {changed}",
+                            hidden(filter)
+                        )
+                    }
+                    _ => update,
+                }
             }
             Self::Delete { .. } => delete(keyset, &rows, &and),
             Self::Copy { into, on_conflict, .. } => {
                 let batch = rows.from.as_ref().map_or(String::new(), |from| format!(", {from}"));
                 let conflict = on_conflict.as_ref().map_or(String::new(), |conflict| conflict.sql(into));
+                // The row is read again once whoever is changing it has committed. Else the values of before would
+                // go over those that the application has just written to both tables.
+                let lock = match on_conflict {
+                    Some(OnConflict::Update { .. }) => {
+                        format!("\nFOR SHARE OF {}", identifier(&keyset.table.name))
+                    }
+                    _ => String::new(),
+                };
                 format!(
-                    "INSERT INTO {} ({}){}\nSELECT {}\nFROM ONLY {table}{batch}\nWHERE {}{and}{conflict}",
+                    "INSERT INTO {} ({}){}\nSELECT {}\nFROM ONLY {table}{batch}\nWHERE {}{and}{lock}{conflict}",
                     into.table.sql(),
                     into.column_list(),
                     into.overriding(),
@@ -130,11 +150,12 @@ impl Operation {
                 )
             }
             Self::Move { into, .. } => {
-                // By the table's own name, so that the expressions mean what they would there.
-                let gone = identifier(&keyset.table.name);
-                let kept = identifier("backfilld kept");
+                // Under the table's own name where the expressions stand, so that they mean what they would there; not
+                // as the name of the WITH, which a subquery on the table would take for it.
+                let name = identifier(&keyset.table.name);
+                let (gone, kept) = (identifier("backfilld gone"), identifier("backfilld kept"));
                 format!(
-                    "WITH {gone} AS (\n{}\nRETURNING {gone}.*\n), {kept} AS (\nINSERT INTO {} ({}){}\nSELECT {}\nFROM {gone}\nRETURNING 1\n)\nSELECT (SELECT count(*) FROM {gone}), (SELECT count(*) FROM {kept})",
+                    "WITH {gone} AS (\n{}\nRETURNING {name}.*\n), {kept} AS (\nINSERT INTO {} ({}){}\nSELECT {}\nFROM {gone} AS {name}\nRETURNING 1\n)\nSELECT (SELECT count(*) FROM {gone}), (SELECT count(*) FROM {kept})",
                     delete(keyset, &rows, &and),
                     into.table.sql(),
                     into.column_list(),

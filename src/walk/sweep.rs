@@ -143,6 +143,8 @@ pub struct Walked<'a> {
     pub has_filter: bool,
     /// Whether a row that was not changed is there already, as it should be.
     pub skips: bool,
+    /// Whether a row that is done is gone: that more of them become due as time goes on is no fault then.
+    pub removes: bool,
     /// How many sweeps there may be.
     pub sweeps: u32,
     /// The passes so far in their order. Those from before a `retry` have negative numbers.
@@ -174,9 +176,9 @@ impl Walked<'_> {
                 key(last)
             ));
         }
-        if last.rows_left > 0 && !was_sweep {
+        if last.rows_left > 0 && !was_sweep && !self.removes {
             return Next::Failed(format!(
-                "after {} sweeps rows that match {}.where still keep coming in, {} in the last pass, such as the one with key {}: something writes them all the time. Deploy the code that writes the new value, then `backfilld retry {}`",
+                "after {} more passes rows that match {}.where still keep coming in, {} in the last pass, such as the one with key {}: something writes them all the time. Deploy the code that writes the new value, then `backfilld retry {}`",
                 self.sweeps,
                 self.operation,
                 last.rows_left,
@@ -188,6 +190,11 @@ impl Walked<'_> {
             (0, 0) => None,
             (0, rows) => Some(format!(
                 "{rows} rows match {}.where though they were changed, such as the one with key {}: the change leaves them so",
+                self.operation,
+                key(last)
+            )),
+            (rows, _) if self.removes => Some(format!(
+                "{rows} rows match {}.where by now, such as the one with key {}: they have come to match meanwhile",
                 self.operation,
                 key(last)
             )),
@@ -221,7 +228,15 @@ mod tests {
     }
 
     fn next(sweeps: u32, passes: &[Pass]) -> Next {
-        let walked = Walked { job: "j", operation: "update", has_filter: true, skips: false, sweeps, passes };
+        let walked = Walked {
+            job: "j",
+            operation: "update",
+            has_filter: true,
+            skips: false,
+            removes: false,
+            sweeps,
+            passes,
+        };
         walked.next()
     }
 
@@ -241,7 +256,7 @@ mod tests {
         let [walk, sweep] = passes;
         assert_eq!(next(1, &[walk.clone(), sweep.clone(), pass(2, 0, 0, 0)]), Next::Done(None));
         let Next::Failed(told) = next(1, &[walk, sweep, pass(2, 0, 4, 0)]) else { panic!("rows are left") };
-        assert!(told.contains("after 1 sweeps") && told.contains("key (7)"), "{told}");
+        assert!(told.contains("after 1 more passes") && told.contains("key (7)"), "{told}");
     }
 
     #[test]

@@ -114,6 +114,18 @@ async fn each_row_is_moved_once() {
 }
 
 #[tokio::test]
+async fn a_subquery_of_a_move_reads_the_table_as_it_was() {
+    let (database, client, folder) = scene().await;
+    client.batch_execute("CREATE TABLE archive (id bigint PRIMARY KEY, rows bigint)").await.unwrap();
+    let text = job(
+        "[move]\ninto = 'archive'\nwhere = 'source.is_old'\ncolumns = { id = 'source.id', rows = '(SELECT count(*) FROM source s WHERE s.id = source.id + 7)' }",
+    );
+    run(&database, &folder, &text, 0);
+    // The one behind the last has nobody behind it.
+    assert_eq!(number(&client, "SELECT sum(rows)::int8 FROM archive").await, ROWS / 2 - 1);
+}
+
+#[tokio::test]
 async fn a_statement_runs_once_for_each_key() {
     let (database, client, folder) = scene().await;
     client.batch_execute("CREATE TABLE seen (id bigint)").await.unwrap();

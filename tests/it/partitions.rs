@@ -190,6 +190,47 @@ async fn what_cannot_be_walked_is_refused_by_name() {
 }
 
 #[tokio::test]
+async fn a_partition_that_hides_or_rewrites_rows_is_refused_and_so_is_a_table_within_itself() {
+    let scene = Scene::new().await;
+    let refused = |operation: &str, told: &str| {
+        let text = format!("name = 'x'\ntable = 'orders'\n{operation}\n");
+        let job = job_file(scene.folder.path(), "bad.toml", &text);
+        let run = backfilld(scene.database.url(), &["check", job.to_str().unwrap()]);
+        assert_eq!(run.code, 2, "{operation}: {run:?}");
+        assert!(run.stderr.contains(told), "{operation}: {run:?}");
+    };
+    let columns = "columns = { id = 'id', at = 'at' }\nwhere = 'true'";
+    refused(&format!("[move]\ninto = 'orders'\n{columns}"), "public.orders is the table that is walked");
+    refused(&format!("[move]\ninto = 'orders_3'\n{columns}"), "public.orders_3 is the table that is walked");
+    scene.execute("CREATE RULE nothing AS ON UPDATE TO orders_3 DO INSTEAD NOTHING").await;
+    refused("[update]\nset = { cents = '1' }", "the partition public.orders_3 of public.orders has a rule");
+}
+
+#[tokio::test]
+async fn a_partition_that_is_detached_is_left_alone_at_once() {
+    let scene = Scene::new().await;
+    let mut daemon = scene.start("[limits]\nrows_per_second = 3000\n");
+    scene.scanned(500).await;
+    // The one that is walked just now has a cursor.
+    let walked: String = scene
+        .client
+        .query_one(
+            "SELECT table_oid::regclass::text FROM backfilld.slice WHERE cursor_key IS NOT NULL ORDER BY number LIMIT 1",
+            &[],
+        )
+        .await
+        .unwrap()
+        .get(0);
+    let parent = if walked == "orders_1" { "orders" } else { "orders_2" };
+    scene.execute(&format!("ALTER TABLE {parent} DETACH PARTITION {walked}")).await;
+    let changed = format!("SELECT count(*) FROM {walked} WHERE times > 0");
+    let at_once = scene.number(&changed).await;
+    assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(0), "{}", daemon.log());
+    assert_eq!(scene.number(&changed).await, at_once, "{}", daemon.log());
+    assert_eq!(scene.number("SELECT count(*) FROM orders WHERE times <> 1").await, 0);
+}
+
+#[tokio::test]
 async fn a_check_tells_of_the_partitions() {
     let scene = Scene::new().await;
     let job = job_file(scene.folder.path(), "cents.toml", &text(""));

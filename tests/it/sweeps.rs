@@ -152,7 +152,8 @@ async fn a_job_that_new_rows_never_let_end_says_so() {
     let mut daemon = scene.start(&format!("{LOW}[walk]\nsweeps = 2\n"));
     assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(3), "{}", daemon.log());
     let error = scene.text("SELECT error FROM backfilld.status").await;
-    for part in ["after 2 sweeps rows that match update.where still keep coming in", "key (100", "retry low"]
+    for part in
+        ["after 2 more passes rows that match update.where still keep coming in", "key (100", "retry low"]
     {
         assert!(error.contains(part), "{part}: {error}");
     }
@@ -212,7 +213,7 @@ async fn deletes_moves_and_copies_that_skip_are_swept_too() {
             "SELECT count(*) FROM people WHERE id % 20 = 0 OR id = 0",
         ),
         (
-            "[copy]\ninto = 'other'\ncolumns = { id = 'id' }\non_conflict = 'skip'\n",
+            "[copy]\ninto = 'other'\ncolumns = { id = 'id' }\non_conflict = 'skip'\n[walk]\nsweeps = 3\n",
             "SELECT count(*) FROM people WHERE id NOT IN (SELECT id FROM other)",
         ),
     ] {
@@ -224,6 +225,90 @@ async fn deletes_moves_and_copies_that_skip_are_swept_too() {
         assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(0), "{operation}{}", daemon.log());
         assert_eq!(scene.number(left).await, 0, "{operation}");
     }
+}
+
+#[tokio::test]
+async fn what_might_be_done_twice_is_not_swept_unless_told() {
+    let scene = Scene::new().await;
+    scene
+        .execute(
+            "ALTER TABLE people ADD twice bigint GENERATED ALWAYS AS (length(low)) STORED;
+             CREATE TABLE other (id uuid PRIMARY KEY);
+             CREATE FUNCTION own(text) RETURNS text LANGUAGE sql AS 'SELECT $1';",
+        )
+        .await;
+    for (operation, told) in [
+        (
+            "[update]\nset = { low = 'own(email)' }\nwhere = 'low IS NULL'",
+            "none: own() may give another value",
+        ),
+        (
+            "[update]\nset = { low = 'lower(email)' }\nwhere = 'low IS NULL AND now() > now()'",
+            "none: now() may give",
+        ),
+        (
+            "[update]\nset = { low = '(SELECT max(email) FROM people)' }\nwhere = 'low IS NULL'",
+            "none: update.set names the table",
+        ),
+        ("[update]\nset = { low = '(SELECT user)' }\nwhere = 'low IS NULL'", "none: SELECT may give"),
+        (
+            "[update]\nset = { low = 'lower(email)' }\nwhere = 'twice IS NULL'",
+            "none: whether a changed row still matches",
+        ),
+        (
+            "[update]\nset = { low = 'lower(email)' }\nwhere = 'public.people.low IS NULL'",
+            "none: whether a changed row still",
+        ),
+        ("[update]\nset = { low = 'lower(email)' }", "none: without update.where"),
+        (
+            "[copy]\ninto = 'other'\ncolumns = { id = 'gen_random_uuid()' }\non_conflict = 'skip'",
+            "none: a row that was taken out",
+        ),
+        ("[delete]\nwhere = 'now() > now()'", "up to 3"),
+        ("[update]\nset = { low = \"lower(concat(email, 'x'))\" }\nwhere = 'low IS NULL'", "up to 3"),
+    ] {
+        let text = format!("name = 'c'\ntable = 'people'\n{operation}\n");
+        let job = job_file(scene.folder.path(), "c.toml", &text);
+        let check = backfilld(scene.database.url(), &["check", job.to_str().unwrap()]);
+        assert_eq!(check.code, 0, "{operation}: {check:?}");
+        assert!(check.stdout.contains(&format!("sweeps      {told}")), "{operation}: {}", check.stdout);
+    }
+}
+
+#[tokio::test]
+async fn a_change_that_a_trigger_undoes_is_made_once() {
+    let scene = Scene::new().await;
+    scene
+        .execute(
+            "CREATE FUNCTION undo() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN IF NEW.id % 1000 = 0 THEN NEW.low := OLD.low; END IF; RETURN NEW; END $$;
+             CREATE TRIGGER undo BEFORE UPDATE ON people FOR EACH ROW EXECUTE FUNCTION undo();",
+        )
+        .await;
+    let mut daemon = scene.start(&format!("{LOW}[limits]\nmax_quarantined_rows = 1000\n"));
+    assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(0), "{}", daemon.log());
+    assert_eq!(scene.number("SELECT count(*) FROM people WHERE times <> 1").await, 0);
+    let told =
+        "SELECT count(*) FROM backfilld.quarantine WHERE message LIKE '%a trigger has undone the change%'";
+    assert_eq!(scene.number(told).await, 200);
+}
+
+#[tokio::test]
+async fn rows_that_come_of_age_meanwhile_do_not_fail_a_delete() {
+    let scene = Scene::new().await;
+    // Each pass makes some more rows old.
+    scene
+        .execute(
+            "CREATE FUNCTION age() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN UPDATE people SET email = 'old' WHERE id = OLD.id - 20; RETURN NULL; END $$;
+             CREATE TRIGGER age AFTER DELETE ON people FOR EACH ROW EXECUTE FUNCTION age();
+             UPDATE people SET email = 'old' WHERE id = 100000;",
+        )
+        .await;
+    let mut daemon = scene.start("[delete]\nwhere = \"email = 'old'\"\n");
+    assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(0), "{}", daemon.log());
+    let reason = scene.text("SELECT reason FROM backfilld.event WHERE kind = 'complete'").await;
+    assert!(reason.contains("1 rows match delete.where by now"), "{reason}");
 }
 
 #[tokio::test]

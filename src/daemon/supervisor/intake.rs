@@ -77,7 +77,7 @@ impl Supervisor {
     /// that have as many workers here as they want, or `workers`. Without room for another job, only among
     /// those that are worked on.
     pub(super) fn within(&self, workers: usize) -> Within {
-        let put_off = self.put_off.iter().filter(|(_, since)| since.elapsed() < PUT_OFF).map(|(job, _)| job);
+        let put_off = self.put_off.keys().filter(|job| self.is_put_off(job));
         let held = self.held.jobs();
         let is_full = |job: &str, at_work: usize| {
             at_work >= workers.min(self.wanted_workers.get(job).map_or(1, |wanted| wanted.workers))
@@ -86,6 +86,11 @@ impl Supervisor {
         let except = full.chain(self.barred.keys()).chain(put_off).cloned().collect();
         let only = (!self.has_room_for_a_job()).then(|| held.keys().cloned().collect());
         Within { except, only }
+    }
+
+    /// Whether somebody was in the job's way a moment ago.
+    pub(super) fn is_put_off(&self, job: &str) -> bool {
+        self.put_off.get(job).is_some_and(|since| since.elapsed() < PUT_OFF)
     }
 
     /// Leaves a job alone for a few seconds; says so, once a minute at most.
@@ -228,8 +233,17 @@ impl Supervisor {
             max_rows_per_second: spec.throttle.max_rows_per_second(),
             schedule: spec.schedule.schedule(),
         };
-        let reads = reads(client, keyset).await;
-        let watched = Watched { oid: keyset.table.oid, name: keyset.table.to_string(), reads };
+        // Of a partitioned table one partition speaks for all: with each new one the throttle would begin anew.
+        let of_parts = self.watched.get(name).filter(|_| job.preflight.parts.is_some()).cloned();
+        let watched = if let Some(watched) = of_parts {
+            watched
+        } else {
+            let reads = reads(client, keyset).await;
+            Watched { oid: keyset.table.oid, name: keyset.table.to_string(), reads }
+        };
+        if job.preflight.parts.is_some() {
+            self.watched.insert(name.to_owned(), watched.clone());
+        }
         self.throttle.share(at_work);
         self.throttle.register(name, terms, watched)
     }

@@ -18,10 +18,12 @@ use crate::walk::{Keyset, Operation};
 pub(super) async fn examine(
     client: &Client,
     table: &Table,
+    (root, parts): (&Table, Option<&[Table]>),
     spec: &Spec,
     state_schema: &str,
     problems: &mut Vec<String>,
 ) -> Result<Operation, PreflightError> {
+    let walked = |oid: u32| root.oid == oid || parts.into_iter().flatten().any(|part| part.oid == oid);
     let named = spec.operation();
     if let Named::Delete(_) | Named::Move(_) = named {
         right(client, "table", table, "DELETE", problems).await?;
@@ -34,12 +36,12 @@ pub(super) async fn examine(
         }
         Named::Delete(delete) => Operation::Delete { filter: delete.filter.clone() },
         Named::Copy(copy) => {
-            let into = destination(client, table, named, state_schema, problems).await?;
-            let on_conflict = conflict(client, copy, &into.table, problems).await?;
+            let into = destination(client, walked, named, state_schema, problems).await?;
+            let on_conflict = conflict(client, copy, table, &into.table, problems).await?;
             Operation::Copy { into, filter: filter(&copy.filter), on_conflict }
         }
         Named::Move(transfer) => Operation::Move {
-            into: destination(client, table, named, state_schema, problems).await?,
+            into: destination(client, walked, named, state_schema, problems).await?,
             filter: transfer.filter.clone(),
         },
         Named::Statement(statement) => Operation::Statement { sql: statement.sql.clone() },
@@ -99,6 +101,9 @@ async fn columns(
             "SELECT attname, attgenerated::text, attidentity::text,
                     has_column_privilege(attrelid, attnum, $2), quote_ident(current_user),
                     attnotnull AND NOT atthasdef AND attidentity = '' AND attgenerated = ''
+                        AND NOT EXISTS (SELECT FROM pg_type t WHERE t.oid = atttypid AND t.typdefault IS NOT NULL)
+                        -- A trigger before the row may fill it.
+                        AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = attrelid AND t.tgtype & 7 = 7)
              FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
             &[(&table.oid, Type::OID), (&right, Type::TEXT)],
         )
@@ -148,7 +153,7 @@ async fn columns(
 /// The other table, of a copy or a move.
 async fn destination(
     client: &Client,
-    from: &Table,
+    is_walked: impl Fn(u32) -> bool,
     named: Named<'_>,
     state_schema: &str,
     problems: &mut Vec<String>,
@@ -156,7 +161,7 @@ async fn destination(
     let key = format!("{}.into", named.name());
     let into = named.into().expect("a copy and a move name another table");
     let table = table::find(client, &key, into, state_schema, Purpose::Written).await?.table;
-    if table.oid == from.oid {
+    if is_walked(table.oid) {
         return Err(problem(format!("{key}: {table} is the table that is walked: name another one")));
     }
     let has_identity = columns(client, &table, named, "INSERT", problems).await?;
@@ -167,6 +172,7 @@ async fn destination(
 async fn conflict(
     client: &Client,
     copy: &Copy,
+    from: &Table,
     into: &Table,
     problems: &mut Vec<String>,
 ) -> Result<Option<operation::OnConflict>, Error> {
@@ -197,6 +203,25 @@ async fn conflict(
     let key: Vec<String> = row.get(0);
     if wanted == OnConflict::Skip {
         return Ok(Some(operation::OnConflict::Skip));
+    }
+    let row = client
+        .query_typed_one(
+            "SELECT has_table_privilege($1, 'SELECT'), has_any_column_privilege($2, 'UPDATE'), quote_ident(current_user)",
+            &[(&into.oid, Type::OID), (&from.oid, Type::OID)],
+        )
+        .await?;
+    let role: &str = row.get(2);
+    if !row.get::<_, bool>(0) {
+        problems.push(format!(
+            "copy.on_conflict: role {role} may not read {into}: GRANT SELECT ON {} TO {role}",
+            into.sql()
+        ));
+    }
+    if !row.get::<_, bool>(1) {
+        problems.push(format!(
+            "copy.on_conflict: role {role} may not lock rows of {from}, which \"update\" needs: GRANT UPDATE (a column of its key) ON {} TO {role}",
+            from.sql()
+        ));
     }
     for column in columns.iter().filter(|column| !key.contains(column)) {
         let row = client

@@ -6,22 +6,31 @@ use tokio_postgres::{Error, GenericClient};
 use crate::walk::keyset::Table;
 
 /// The partitions that hold the rows of a table, the largest first.
-pub(super) async fn list(client: &impl GenericClient, root: &Table) -> Result<Vec<Partition>, Error> {
+/// `event` is that of a rewrite rule that would be in the way.
+pub(super) async fn list(
+    client: &impl GenericClient,
+    root: &Table,
+    event: &str,
+) -> Result<Vec<Partition>, Error> {
     let rows = client
         .query_typed(
-            "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind = 'r'
+            "SELECT c.oid, n.nspname::text, c.relname::text,
+                    CASE WHEN c.relkind <> 'r' THEN 'is a foreign table'
+                         WHEN row_security_active(c.oid) THEN 'has row-level security that hides rows from this role'
+                         WHEN EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_type::text = $2)
+                         THEN 'has a rule that rewrites what the job does' END
              FROM pg_partition_tree($1) t
              JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace
              WHERE t.isleaf AND c.relkind <> 'p'
              ORDER BY pg_relation_size(c.oid) DESC, c.oid",
-            &[(&root.oid, Type::OID)],
+            &[(&root.oid, Type::OID), (&event, Type::TEXT)],
         )
         .await?;
     Ok(rows
         .iter()
         .map(|row| Partition {
             table: Table { oid: row.get(0), schema: row.get(1), name: row.get(2) },
-            is_local: row.get(3),
+            obstacle: row.get(3),
         })
         .collect())
 }
@@ -29,8 +38,8 @@ pub(super) async fn list(client: &impl GenericClient, root: &Table) -> Result<Ve
 /// One of them.
 pub(super) struct Partition {
     pub(super) table: Table,
-    /// Its rows are on this server.
-    pub(super) is_local: bool,
+    /// Why it cannot be walked.
+    pub(super) obstacle: Option<String>,
 }
 
 /// The columns that decide in which partition a row is, of all levels.

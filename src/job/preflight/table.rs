@@ -29,6 +29,17 @@ pub(super) enum Rule {
     None,
 }
 
+impl Rule {
+    /// As `pg_rewrite.ev_type` has it.
+    pub(super) fn event(self) -> &'static str {
+        match self {
+            Self::Update => "2",
+            Self::Delete => "4",
+            Self::None => "",
+        }
+    }
+}
+
 /// A table that can be used for its purpose.
 pub(super) struct Found {
     pub(super) table: Table,
@@ -45,9 +56,7 @@ pub(super) async fn find(
     purpose: Purpose,
 ) -> Result<Found, PreflightError> {
     let event = match purpose {
-        Purpose::Walked(Rule::Update) => "2",
-        Purpose::Walked(Rule::Delete) => "4",
-        Purpose::Walked(Rule::None) => "",
+        Purpose::Walked(rule) => rule.event(),
         Purpose::Written => "3",
     };
     let found = client
@@ -89,7 +98,7 @@ pub(super) async fn find(
             "has a rule that rewrites INSERT: drop it, or use a trigger"
         }
         "r" | "p" if purpose == Purpose::Written => return found(table),
-        "r" | "p" if row_security => {
+        "r" if row_security => {
             "has row-level security that hides rows from this role: use a role with BYPASSRLS, or the table's owner without FORCE"
         }
         "r" if has_children => {

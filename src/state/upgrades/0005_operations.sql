@@ -27,6 +27,13 @@ BEGIN
           rows_out - rows_in, rows_out USING ERRCODE = 'integrity_constraint_violation';
 END $$;
 
+-- Fails the transaction of a sweep's batch whose rows match after they were changed as they did before.
+CREATE FUNCTION require_changed(rows_still_matching bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE '% rows match update.where after they were changed: a trigger has undone the change', rows_still_matching
+          USING ERRCODE = 'integrity_constraint_violation';
+END $$;
+
 -- The sweeps of a job that failed when they had come to their end begin again when it is tried again.
 CREATE FUNCTION sweep_again() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
