@@ -40,19 +40,22 @@ pub async fn row(
     }
     let sql = plan.operation.sql(&plan.keyset, Start::At, &row.key, &row.key);
     let parameters = Parameters::new(&plan.keyset, &row.key, &row.key);
-    let changed = match batch::carry_out(&transaction, state, &plan.operation, false, &sql, &parameters.all())
-        .await
-    {
-        Ok(rows) => i64::try_from(rows).expect("a batch changes fewer rows"),
-        Err(error) if Failure::of_row(&error) == Failure::Data => {
-            transaction.rollback().await?;
-            let sqlstate = error.code().map_or("", |code| code.code());
-            quarantine::tried(&*client, state, row, sqlstate, &describe_with_detail(&error)).await?;
-            return Ok(Again::Refused(describe(&error)));
-        }
-        Err(error) if Failure::of(&error) == Failure::Contention => return Ok(Again::Busy(describe(&error))),
-        Err(error) => return Err(error.into()),
-    };
+    let changed =
+        match batch::rows::carry_out(&transaction, state, &plan.operation, false, &sql, &parameters.all())
+            .await
+        {
+            Ok(rows) => i64::try_from(rows).expect("a batch changes fewer rows"),
+            Err(error) if Failure::of_row(&error) == Failure::Data => {
+                transaction.rollback().await?;
+                let sqlstate = error.code().map_or("", |code| code.code());
+                quarantine::tried(&*client, state, row, sqlstate, &describe_with_detail(&error)).await?;
+                return Ok(Again::Refused(describe(&error)));
+            }
+            Err(error) if Failure::of(&error) == Failure::Contention => {
+                return Ok(Again::Busy(describe(&error)));
+            }
+            Err(error) => return Err(error.into()),
+        };
     let table = plan.keyset.table.sql();
     if !quarantine::take(&transaction, state, job, row, changed, &table).await? {
         // What was changed just now is rolled back: somebody else has changed it.

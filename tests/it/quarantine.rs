@@ -266,7 +266,7 @@ async fn more_bad_rows_than_are_allowed() {
     assert_eq!(outcome.run.code, 3, "{}", outcome.run.stderr);
     assert_eq!(outcome.status["state"], "failed");
     let error = outcome.status["error"].as_str().unwrap();
-    for part in ["limits.max_quarantined_rows = 2", "update.set", "division by zero", "retry q"] {
+    for part in ["limits.max_quarantined_rows = 2", "correct [update]", "division by zero", "retry q"] {
         assert!(error.contains(part), "no {part:?} in: {error}");
     }
     // It stops at the row that is one too many, far from the table's end.
