@@ -1,6 +1,7 @@
 //! Starting a pending job: preflight, the two ends of its walk, an estimate, its slice.
 
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use super::in_step::{self, InStep};
 use crate::database::{ConnectError, Database, Failure, Object, describe};
@@ -122,9 +123,6 @@ async fn prepare(
     }
     match lay_out(client, state, &spec, &preflight, None).await {
         Ok((table_rows, slices)) => Ok(Ok(Prepared { preflight, table_rows, slices })),
-        Err(PreflightError::Database(error)) if Failure::of(&error) == Failure::Statement => {
-            Ok(Err(describe(&error)))
-        }
         Err(PreflightError::Database(error)) => Err(error.into()),
         Err(problems) => Ok(Err(problems.told())),
     }
@@ -138,7 +136,7 @@ pub(super) async fn lay_out(
     preflight: &Preflight,
     except: Option<&[u32]>,
 ) -> Result<(i64, Vec<Range>), PreflightError> {
-    let Some(parts) = &preflight.parts else { return Ok(measure(client, spec, preflight).await?) };
+    let Some(parts) = &preflight.parts else { return own_fault(measure(client, spec, preflight).await) };
     let (mut rows, mut slices) = (0, Vec::new());
     for part in parts.iter().filter(|part| except.is_none_or(|except| !except.contains(&part.oid))) {
         let fixed = Fixed {
@@ -152,11 +150,23 @@ pub(super) async fn lay_out(
             Err(PreflightError::PartGone(_)) => continue,
             examined => examined?,
         };
-        let (part_rows, of_part) = measure(client, spec, &examined).await?;
+        let (part_rows, of_part) = match measure(client, spec, &examined).await {
+            // Dropped since.
+            Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => continue,
+            measured => own_fault(measured)?,
+        };
         rows += part_rows;
         slices.extend(of_part.into_iter().map(|range| Range { table_oid: Some(part.oid), ..range }));
     }
     Ok((rows, slices))
+}
+
+/// Tells what the job itself is to blame for from errors of the moment.
+fn own_fault<T>(measured: Result<T, tokio_postgres::Error>) -> Result<T, PreflightError> {
+    measured.map_err(|error| match Failure::of(&error) {
+        Failure::Statement => PreflightError::Problems(vec![describe(&error)]),
+        _ => error.into(),
+    })
 }
 
 /// Finds the ends of the walk and how many rows lie between, under the settings of a batch.

@@ -27,7 +27,9 @@ use crate::database::{ConnectError, Database, Failure};
 use crate::http::Health;
 use crate::state::slice::{self, Claim};
 use crate::state::split::Rest;
-use crate::state::{Actor, State, StateError, daemon, event, finish, job, pass, status, sync_trigger};
+use crate::state::{
+    Actor, State, StateError, daemon, event, finish, is_still_current, job, pass, status, sync_trigger,
+};
 use crate::throttle::watched::Watched;
 use intake::Wanted;
 
@@ -251,7 +253,7 @@ impl Supervisor {
                     self.goodbye("no job is left to run").await;
                     return ending;
                 }
-                Err(error @ TurnError::Superseded(_)) => {
+                Err(error @ (TurnError::Superseded(_) | TurnError::State(StateError::Newer { .. }))) => {
                     self.stop().await;
                     return Ending::Broken(error.to_string());
                 }
@@ -282,6 +284,8 @@ impl Supervisor {
             return Err(TurnError::Superseded(self.name.clone()));
         }
         let client = self.database.get().await?;
+        // What a later program keeps there, this one would read wrongly.
+        is_still_current(&**client, &self.state).await?;
         for job in job::resume_due(&**client, &self.state, &self.actor).await? {
             tracing::info!(%job, "job resumed: the time asked for is over");
         }

@@ -43,7 +43,7 @@ pub async fn claim(
                      FROM {s}.finish f JOIN {s}.job j ON j.name = f.job
                      WHERE j.state = 'finishing' AND NOT {s}.is_on_hold(j.spec, j.approved, 'finish')
                        AND f.job <> ALL ($3)
-                       AND (f.owner IS NULL OR f.owner = $1 OR NOT {s}.is_held(f.owner, f.lease_until))
+                       AND (f.owner IS NULL OR f.owner = $1 OR NOT {s}.is_leased(f.owner, f.lease_until))
                      ORDER BY j.submitted_at, f.job
                      LIMIT 1 FOR UPDATE OF f SKIP LOCKED
                  ), claimed AS (

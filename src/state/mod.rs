@@ -18,7 +18,7 @@ pub mod submission;
 pub mod sync_trigger;
 mod upgrade;
 
-pub use upgrade::{LATEST_VERSION, Upgraded, is_current, upgrade};
+pub use upgrade::{LATEST_VERSION, Upgraded, is_current, is_still_current, upgrade};
 
 use crate::database::{describe, identifier};
 

@@ -149,7 +149,7 @@ pub async fn claim(
                        AND (s.job, s.number) NOT IN (SELECT * FROM unnest($6::text[], $7::int4[]))
                        AND (s.owner IS NULL
                             OR s.owner = $1
-                            OR NOT {s}.is_held(s.owner, s.lease_until))
+                            OR NOT {s}.is_leased(s.owner, s.lease_until))
                      ORDER BY j.submitted_at, s.job, s.number
                      LIMIT 1 FOR UPDATE OF s SKIP LOCKED
                  ), claimed AS (
@@ -402,7 +402,7 @@ pub async fn workers(
         .query_typed(
             &state.sql(
                 "SELECT job, count(*) FILTER (WHERE owner = $1), count(*) FROM {s}.slice
-                 WHERE owner IS NOT NULL AND (owner = $1 OR {s}.is_held(owner, lease_until)) GROUP BY job",
+                 WHERE owner IS NOT NULL AND (owner = $1 OR {s}.is_leased(owner, lease_until)) GROUP BY job",
             ),
             &[(&owner, Type::TEXT)],
         )

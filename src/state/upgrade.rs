@@ -21,6 +21,7 @@ const UPGRADES: &[Upgrade] = &[
     Upgrade { version: 5, name: "operations", sql: include_str!("upgrades/0005_operations.sql") },
     Upgrade { version: 6, name: "functions", sql: include_str!("upgrades/0006_functions.sql") },
     Upgrade { version: 7, name: "finish", sql: include_str!("upgrades/0007_finish.sql") },
+    Upgrade { version: 8, name: "fence", sql: include_str!("upgrades/0008_fence.sql") },
 ];
 
 /// The version that this program reads and writes.
@@ -44,6 +45,15 @@ pub async fn is_current(client: &impl GenericClient, state: &State) -> Result<()
             Err(StateError::Outdated { schema: state.name.clone(), found: format!("has version {found}") })
         }
         None => Err(StateError::Outdated { schema: state.name.clone(), found: "does not exist".to_owned() }),
+    }
+}
+
+/// Errors when a later program has upgraded the schema since this one found it current.
+pub async fn is_still_current(client: &impl GenericClient, state: &State) -> Result<(), StateError> {
+    let latest = "SELECT max(version) FROM {s}.schema_version";
+    match client.query_typed_one(&state.sql(latest), &[]).await?.get(0) {
+        found if found > LATEST_VERSION => Err(newer(state, found)),
+        _ => Ok(()),
     }
 }
 

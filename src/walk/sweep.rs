@@ -170,10 +170,11 @@ impl Walked<'_> {
         }
         if last.rows_left > 0 && is_suspicious {
             return Next::Failed(format!(
-                "not one row was changed although {} match {}.where, such as the one with key {}: something undoes the change, perhaps a trigger (`backfilld check` lists them). Put it right and submit with --replace",
+                "not one row was changed although {} match {}.where, such as the one with key {}: something undoes the change, perhaps a trigger (`backfilld check` lists them): put it right and submit with --replace. Or they came to match only while the job ran: `backfilld retry {}`",
                 last.rows_left,
                 self.operation,
-                key(last)
+                key(last),
+                self.job
             ));
         }
         if last.rows_left > 0 && !was_sweep && !self.removes {
@@ -199,7 +200,7 @@ impl Walked<'_> {
                 key(last)
             )),
             (rows, _) => Some(format!(
-                "{rows} rows match {}.where and did not let themselves be changed, such as the one with key {}: perhaps a trigger undoes it",
+                "{rows} rows match {}.where and were not changed, such as the one with key {}: perhaps a trigger undoes it, or somebody else was changing them at the same moment",
                 self.operation,
                 key(last)
             )),

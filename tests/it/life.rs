@@ -72,6 +72,29 @@ async fn a_job_submitted_to_a_running_daemon_starts_within_a_second() {
 }
 
 #[tokio::test]
+async fn a_daemon_makes_way_for_a_later_release() {
+    let database = Database::create().await;
+    let client = database.connect().await;
+    table(&database, &client, 5_000).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = job_file(folder.path(), "slow.toml", &job("slow", SLOW));
+    let mut daemon = Daemon::start(database.url(), &["--job", file.to_str().unwrap()]);
+    wait_for_state(&client, "slow", "running").await;
+    until("a slice to be claimed", PATIENCE, async || (leases(&client).await > 0).then_some(())).await;
+    client
+        .batch_execute(
+            "INSERT INTO backfilld.schema_version (version, name, applied_by) VALUES (99, 'later', 'a test')",
+        )
+        .await
+        .unwrap();
+    assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(1));
+    let log = daemon.log();
+    assert!(log.contains("\"backfilld\" has version 99, newer than the"), "{log}");
+    assert!(log.contains("every slice handed back"), "{log}");
+    assert_eq!((state_of(&client, "slow").await.as_deref(), leases(&client).await), (Some("running"), 0));
+}
+
+#[tokio::test]
 async fn a_job_is_found_by_polling_when_nobody_is_notified() {
     let database = Database::create().await;
     let client = database.connect().await;

@@ -241,6 +241,11 @@ async fn what_cannot_be_done_is_refused_with_its_key() {
             "copy.columns.id: ",
         ),
         ("[copy]\ninto = 'target'\ncolumns = { id = 'email', mail = 'email' }", "copy.columns.id: "),
+        // Each column by itself would do.
+        (
+            "[copy]\ninto = 'target'\ncolumns = { id = 'count(*)', mail = 'email' }",
+            "copy: column \"source.email\" must",
+        ),
         (
             "[copy]\ninto = 'bare'\ncolumns = { id = 'id' }\non_conflict = 'skip'",
             "copy.on_conflict: public.bare has no unique index",

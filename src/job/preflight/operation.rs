@@ -1,16 +1,16 @@
 //! Whether what a job does to the rows can be done: columns, rights, the other table, expressions.
 
-use postgres_types::Type;
+use postgres_types::{ToSql, Type};
 use serde_json::Value;
 use tokio_postgres::{Client, Error, GenericClient};
 
-use super::expressions::{Alone, Tried, explain, parse, try_expression};
+use super::expressions::{Alone, Tried, ask, explain, parse, try_expression};
 use super::table::{self, Purpose};
 use super::{PreflightError, problem};
-use crate::database::{describe, identifier};
+use crate::database::{KeyValue, describe, identifier};
 use crate::job::known_keys::nearest;
 use crate::job::spec::{Copy, Named, OnConflict, Spec};
-use crate::walk::keyset::{Table, enclosed};
+use crate::walk::keyset::{Start, Table, enclosed};
 use crate::walk::operation::{self, BATCH, Destination, hidden, with_batch};
 use crate::walk::{Keyset, Operation};
 
@@ -288,12 +288,34 @@ pub(super) async fn expressions(
             problems.push(format!("{}.where: {told}", named.name()));
         }
     }
-    if let Operation::Statement { sql } = operation
-        && let Err(told) = statement(client, sql, keyset).await?
-    {
-        problems.push(format!("statement.sql: {told}"));
+    match operation {
+        Operation::Statement { sql } => {
+            if let Err(told) = statement(client, sql, keyset).await? {
+                problems.push(format!("statement.sql: {told}"));
+            }
+        }
+        // What only all of it together needs, a right say, shows in no part of it.
+        _ if problems.is_empty() => {
+            if let Err(error) = whole(client, keyset, operation).await? {
+                problems.push(format!("{}: {}", named.name(), describe(&error)));
+            }
+        }
+        _ => {}
     }
     Ok(())
+}
+
+/// Tries the statement of a batch, over no row. The inner error is the statement's fault.
+async fn whole(client: &Client, keyset: &Keyset, operation: &Operation) -> Result<Result<(), Error>, Error> {
+    let types = keyset.parameter_types();
+    let key = vec![String::new(); types.len()];
+    let sql = operation.sql(keyset, Start::After, &key, &key);
+    let ends: Vec<(&(dyn ToSql + Sync), Type)> = types
+        .iter()
+        .chain(&types)
+        .map(|kind| (&None::<KeyValue> as &(dyn ToSql + Sync), kind.clone()))
+        .collect();
+    ask(client, &format!("EXPLAIN {sql}"), &ends).await
 }
 
 /// Tries the statement over all keys of the table: it changes data, and reads the relation `batch`.
