@@ -1,6 +1,6 @@
 # What a person or CI types. Each target installs what it misses.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test chaos test-versions test-patroni test-django lint bench bench-growth bench-scale bench-throttle clean
+.PHONY: help build demo test chaos test-versions test-patroni test-django lint bench bench-growth bench-scale bench-locks bench-throttle clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,10 @@ bench-growth: ## whether a batch costs the same at both ends of a 10,000,000-row
 bench-scale: ## a walk of 50,000,000 rows from end to end, and 100 jobs at once, about 15 minutes
 	@scripts/install-deps
 	cargo bench --locked --bench backfill -- scale
+
+bench-locks: ## the longest lock of a whole change beside that of a plain migration, 5,000,000 rows, about 10 minutes
+	@scripts/install-deps
+	cargo bench --locked --bench backfill -- locks
 
 bench-throttle: ## what the throttle does on real servers, about 75 minutes
 	@scripts/install-deps

@@ -1,7 +1,7 @@
 //! The benchmarks, run on throwaway PostgreSQL servers with the real program.
 //!
 //! `make bench` runs `speed` and `workers`, `make bench-growth` runs `growth`, `make bench-scale` runs
-//! `scale`. Each prints a Markdown report and, at its full size, keeps it under `benches/results/`.
+//! `scale`, `make bench-locks` runs `locks`. Each prints a Markdown report and, at its full size, keeps it under `benches/results/`.
 //!
 //! | module | does |
 //! | --- | --- |
@@ -16,6 +16,7 @@
 //! | `bars` | the plot of `workers` |
 //! | `growth` | the first batches of a long walk beside its last |
 //! | `scale`, `gauge`, `shards`, `outlook` | a walk of 50,000,000 rows, a hundred jobs at once, and what follows for more |
+//! | `locks` | for how long the whole change keeps everybody from the table, beside plain migrations |
 //! | `stretch` | some batches of a walk between two pauses: `growth` and `scale` |
 //! | `machine`, `figures` | what a report says of the machine, and how it prints numbers |
 
@@ -38,6 +39,7 @@ mod django;
 mod figures;
 mod gauge;
 mod growth;
+mod locks;
 mod machine;
 mod outlook;
 mod process;
@@ -53,7 +55,7 @@ mod watch;
 mod workers;
 
 const USAGE: &str = "\
-usage: cargo bench --bench backfill -- speed | speed-defaults | workers | growth | scale
+usage: cargo bench --bench backfill -- speed | speed-defaults | workers | growth | scale | locks
 
   speed    rows a second beside one UPDATE and a server-side procedure, about 5 minutes
   speed-defaults
@@ -61,6 +63,7 @@ usage: cargo bench --bench backfill -- speed | speed-defaults | workers | growth
   workers  two workers, two daemons, PgBouncer, and what people use today, about 20 minutes
   growth   whether a batch costs the same at both ends of a long walk, about 5 minutes
   scale    a walk of 50,000,000 rows with one worker, about 10 minutes
+  locks    the longest ACCESS EXCLUSIVE lock of a whole change beside plain migrations, about 10 minutes
 
 BENCH_ROWS=N runs with about N rows instead, to try it out: nothing is written then.
 ";
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         ["speed-defaults"] => in_runtime(speed::run(&[], "speed-defaults.md")),
         ["workers"] => in_runtime(workers::run()),
         ["scale"] => in_runtime(scale::run()),
+        ["locks"] => in_runtime(locks::run()),
         ["growth"] => in_runtime(growth::run()),
         [] => print!("{USAGE}"),
         _ => {
