@@ -56,7 +56,7 @@ pub struct Preflight {
     pub root: Table,
     /// The table and the key to walk by: the job's own, or a partition of it.
     pub keyset: Keyset,
-    /// The partitions of the table, if it has any.
+    /// The partitions of the table, if it has any; or only the one that was asked for.
     pub parts: Option<Vec<Table>>,
     /// What is done to the rows.
     pub operation: Operation,
@@ -139,7 +139,11 @@ pub async fn examine(
             "table: {root} is not the table that the walk began on (it was replaced or renamed): submit the job with --replace to walk this one from its first row"
         )));
     }
-    let parts = if found.is_partitioned { Some(parts(client, &root, spec, rule).await?) } else { None };
+    let parts = if found.is_partitioned {
+        Some(parts(client, &root, spec, rule, fixed.and_then(|fixed| fixed.part)).await?)
+    } else {
+        None
+    };
     let table = match (&parts, fixed.and_then(|fixed| fixed.part)) {
         (None, None) => root.clone(),
         (Some(parts), None) => parts
@@ -209,9 +213,15 @@ pub async fn examine(
     }
 }
 
-/// The partitions of a table, where they can be walked.
-async fn parts(client: &Client, root: &Table, spec: &Spec, rule: Rule) -> Result<Vec<Table>, PreflightError> {
-    let found = partitions::list(client, root, rule.event()).await?;
+/// The partitions of a table, or `only` one of them, where they can be walked.
+async fn parts(
+    client: &Client,
+    root: &Table,
+    spec: &Spec,
+    rule: Rule,
+    only: Option<u32>,
+) -> Result<Vec<Table>, PreflightError> {
+    let found = partitions::list(client, root, rule.event(), only).await?;
     let mut problems: Vec<String> = found
         .iter()
         .filter_map(|part| {
@@ -222,7 +232,7 @@ async fn parts(client: &Client, root: &Table, spec: &Spec, rule: Rule) -> Result
             ))
         })
         .collect();
-    if let Named::Update(update) = spec.operation() {
+    if let (Named::Update(update), None) = (spec.operation(), only) {
         for column in partitions::key_columns(client, root).await? {
             if update.set.contains_key(&column) {
                 problems.push(format!(

@@ -5,12 +5,13 @@ use tokio_postgres::{Error, GenericClient};
 
 use crate::walk::keyset::Table;
 
-/// The partitions that hold the rows of a table, the largest first.
+/// The partitions that hold the rows of a table, the largest first; or the one that is given, if it is one of them.
 /// `event` is that of a rewrite rule that would be in the way.
 pub(super) async fn list(
     client: &impl GenericClient,
     root: &Table,
     event: &str,
+    only: Option<u32>,
 ) -> Result<Vec<Partition>, Error> {
     let rows = client
         .query_typed(
@@ -19,11 +20,15 @@ pub(super) async fn list(
                          WHEN row_security_active(c.oid) THEN 'has row-level security that hides rows from this role'
                          WHEN EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_type::text = $2)
                          THEN 'has a rule that rewrites what the job does' END
-             FROM pg_partition_tree($1) t
+             FROM (SELECT relid FROM pg_partition_tree($1) WHERE isleaf AND $3 IS NULL
+                   UNION ALL
+                   -- Of thousands each is asked for alone, and is not to be looked for in a list of all.
+                   SELECT relid FROM pg_partition_tree($3)
+                   WHERE isleaf AND EXISTS (SELECT FROM pg_partition_ancestors($3) a WHERE a.relid = $1)) t
              JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace
-             WHERE t.isleaf AND c.relkind <> 'p'
+             WHERE c.relkind <> 'p'
              ORDER BY pg_relation_size(c.oid) DESC, c.oid",
-            &[(&root.oid, Type::OID), (&event, Type::TEXT)],
+            &[(&root.oid, Type::OID), (&event, Type::TEXT), (&only, Type::OID)],
         )
         .await?;
     Ok(rows
