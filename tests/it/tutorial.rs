@@ -11,6 +11,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::support::daemon::backfilld;
 use super::support::database::Database;
 use super::support::guard::Guard;
 use super::support::server;
@@ -261,6 +262,23 @@ async fn every_block_in_sql_runs_as_it_stands() {
         }
     }
     assert!(ran > 30, "{ran} blocks were run");
+}
+
+/// What the text mentions is not run: it must be there at least.
+#[test]
+fn commands_in_the_text_are_known() {
+    let page = fs::read_to_string(PAGE).unwrap();
+    let text: String = page.split("```").step_by(2).collect();
+    let spans: Vec<&str> = text.split('`').filter(|span| span.starts_with("backfilld ")).collect();
+    assert!(spans.len() > 5, "{spans:?}");
+    for span in spans {
+        let words: Vec<&str> = span.split_whitespace().collect();
+        let help = backfilld("", &[words[1], "--help"]);
+        assert_eq!(help.code, 0, "{span}: {}", help.stderr);
+        for flag in words.iter().filter(|word| word.starts_with("--")) {
+            assert!(help.stdout.contains(flag), "{span}: {}", help.stdout);
+        }
+    }
 }
 
 #[test]

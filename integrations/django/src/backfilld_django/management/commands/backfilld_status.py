@@ -66,7 +66,7 @@ def row_of(job: dict[str, Any]) -> tuple[str, ...]:
 def note(job: dict[str, Any]) -> str:
     """What a person should know besides the figures: as `backfilld status` has it, in short."""
     zone, reason = job["throttle"]["zone"], job["throttle"]["reason"]
-    if job["state"] == "pending" and not reason:
+    if job["state"] == "pending" and zone != "paused":
         reason = "waits for a daemon"
     if job["state"] == "running" and job["workers"] == 0 and zone != "paused":
         reason = "no daemon works on it"
