@@ -14,7 +14,7 @@ pub(super) async fn run(context: &Context, command: &Check) -> Result<ExitCode, 
     for (index, job) in jobs.iter().enumerate() {
         match preflight::examine(&client, &job.spec, context.state.schema(), None).await {
             Ok(preflight) => {
-                let text = report::write(&mut client, &job.spec, &preflight)
+                let text = report::write(&mut client, &job.spec, context.state.schema(), &preflight)
                     .await
                     .map_err(|error| Failure::preflight(&job.path, &error.into()))?;
                 let gap = if index > 0 { "\n" } else { "" };

@@ -91,7 +91,7 @@ fn note(job: &Status) -> String {
         "running" if job.workers == 0 && job.throttle.zone != Zone::Paused.name() => {
             notes.push("no daemon works on it".to_owned());
         }
-        "pending" | "paused" | "finishing" if job.throttle.signal.is_some() => {
+        "pending" | "paused" | "finishing" if job.throttle.zone == Zone::Paused.name() => {
             notes.extend(job.throttle.reason.clone());
         }
         "pending" => notes.push("waits for a daemon".to_owned()),

@@ -1,5 +1,6 @@
 //! `backfilld wait NAME [--timeout DURATION]`
 
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use super::failure::Failure;
 use super::{Context, output};
 use crate::state::StateError;
 use crate::state::status::{self, Status};
+use crate::throttle::law::Zone;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long an answer may take.
@@ -21,6 +23,7 @@ pub(super) async fn run(context: &Context, command: &Wait) -> Result<ExitCode, F
     let begun = Instant::now();
     let mut client = Some(context.connect_to_state().await?);
     let mut last: Option<Status> = None;
+    let mut said = None;
     let mut reached = Instant::now();
     loop {
         let looked = tokio::time::timeout(LOOK_TIMEOUT, look(context, &mut client, &command.name)).await;
@@ -54,6 +57,15 @@ pub(super) async fn run(context: &Context, command: &Wait) -> Result<ExitCode, F
                 command.name
             )));
         }
+        if let Some((status, text)) = last.as_ref().and_then(|status| Some((status, held(status)?))) {
+            // Once: how long it has waited, and for which process, may be another text with each look.
+            let by = Some((status.state.clone(), status.throttle.signal.clone()));
+            if said != by {
+                // Nobody may be listening; the exit code will tell.
+                let _ = writeln!(io::stderr(), "backfilld: job {} {text}", command.name);
+                said = by;
+            }
+        }
         let left = command.timeout.map_or(LOOK_EVERY, |timeout| timeout.saturating_sub(begun.elapsed()));
         tokio::time::sleep(left.min(LOOK_EVERY)).await;
     }
@@ -75,6 +87,18 @@ async fn look(context: &Context, client: &mut Option<Client>, name: &str) -> Res
         StateError::Database(_) => Gone::ForNow(Failure::from(error)),
         other => Gone::ForGood(Failure::from(other)),
     })
+}
+
+/// What keeps the job from going on until somebody does something, which a pipeline's log should show.
+fn held(status: &Status) -> Option<String> {
+    let Status { name, state, throttle, .. } = status;
+    match state.as_str() {
+        "paused" => Some(format!("is paused; `backfilld resume {name}` lets it go on")),
+        "pending" | "finishing" if throttle.zone == Zone::Paused.name() => {
+            Some(format!("is {state}: {}", throttle.reason.as_deref()?))
+        }
+        _ => None,
+    }
 }
 
 /// How the job ended, if it has.

@@ -75,16 +75,19 @@ impl Sync {
         )
     }
 
-    /// The body of the trigger's function.
+    /// The body of the trigger's function. It does nothing once the job has ended: until a daemon drops it, the columns
+    /// that it writes may go.
     #[must_use]
-    pub fn body(&self) -> String {
+    pub fn body(&self, state_schema: &str) -> String {
         let assigned: Vec<String> = self
             .set
             .iter()
             .map(|(column, _)| format!("    NEW.{0} := {VALUES}.{0};", identifier(column)))
             .collect();
         format!(
-            "#variable_conflict use_column\nDECLARE {VALUES} record;\nBEGIN\n{};\nIF FOUND THEN\n{}\nEND IF;\nRETURN NEW;\nEND",
+            "#variable_conflict use_column\nDECLARE {VALUES} record;\nBEGIN\nIF NOT EXISTS (SELECT FROM {}.job j WHERE j.name = {} AND j.state NOT IN ('complete', 'cancelled')) THEN\n    RETURN NEW;\nEND IF;\n{};\nIF FOUND THEN\n{}\nEND IF;\nRETURN NEW;\nEND",
+            identifier(state_schema),
+            literal(&self.job),
             self.values_sql("SELECT NEW.*", &format!("\nINTO {VALUES}")),
             assigned.join("\n")
         )
@@ -101,7 +104,7 @@ impl Sync {
     SET search_path = {search_path}{}
 AS {};\nREVOKE ALL ON FUNCTION {name}() FROM PUBLIC",
             settings.concat(),
-            literal(&self.body())
+            literal(&self.body(state.schema()))
         )
     }
 

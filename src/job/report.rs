@@ -22,12 +22,13 @@ use crate::walk::{Keyset, Operation};
 pub async fn write(
     client: &mut Client,
     spec: &Spec,
+    state_schema: &str,
     preflight: &Preflight,
 ) -> Result<String, tokio_postgres::Error> {
     let transaction = client.transaction().await?;
     transaction.batch_execute("SET TRANSACTION READ ONLY").await?;
     transaction.batch_execute(&preflight.plan(spec, 0).settings_sql()).await?;
-    let text = tell(&transaction, spec, preflight).await?;
+    let text = tell(&transaction, spec, state_schema, preflight).await?;
     transaction.rollback().await?;
     Ok(text)
 }
@@ -35,6 +36,7 @@ pub async fn write(
 async fn tell(
     client: &impl GenericClient,
     spec: &Spec,
+    state_schema: &str,
     preflight: &Preflight,
 ) -> Result<String, tokio_postgres::Error> {
     let keyset = &preflight.keyset;
@@ -79,7 +81,7 @@ async fn tell(
         }
     }
     triggers(client, keyset, operation, &mut text).await?;
-    finish::tell(spec, preflight, &mut text, &mut warnings);
+    finish::tell(spec, state_schema, preflight, &mut text, &mut warnings);
     if let Operation::Update { set, .. } = operation {
         hot(client, keyset.table.oid, &names(set), &mut text, &mut warnings).await?;
     }

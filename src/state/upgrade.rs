@@ -22,6 +22,7 @@ const UPGRADES: &[Upgrade] = &[
     Upgrade { version: 6, name: "functions", sql: include_str!("upgrades/0006_functions.sql") },
     Upgrade { version: 7, name: "finish", sql: include_str!("upgrades/0007_finish.sql") },
     Upgrade { version: 8, name: "fence", sql: include_str!("upgrades/0008_fence.sql") },
+    Upgrade { version: 9, name: "held", sql: include_str!("upgrades/0009_held.sql") },
 ];
 
 /// The version that this program reads and writes.

@@ -260,6 +260,7 @@ def test_status_shows_the_jobs(database: Database) -> None:
     lines = database.managed("backfilld_status").splitlines()
     assert lines[0].split() == ["NAME", "STATE", "DONE", "ROWS", "OF", "ABOUT", "ROWS/S", "LEFT", "NOTE"]
     assert lines[1].split()[:3] == [JOB, "pending", "0.0"]
+    assert lines[1].endswith("  waits for a daemon")
     daemon = database.start_daemon()
     wait_until("complete", lambda: database.state(JOB) == "complete")
     [job] = json.loads(database.managed("backfilld_status", JOB, "--json"))

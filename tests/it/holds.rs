@@ -89,12 +89,18 @@ async fn a_job_waits_for_approval_before_its_start_and_before_its_finish() {
     let mut daemon = Daemon::start(scene.database.url(), &["--until-idle"]);
     let log = daemon.wait_for_log("backfilld approve NAME", PATIENCE);
     assert!(log.contains("fill"), "{log}");
+    let mut wait = Daemon::spawn(scene.database.url(), &["wait", "fill"], &[]);
+    wait.wait_for_log("job fill is pending: waits for `backfilld approve fill` before it starts", PATIENCE);
     assert_eq!(scene.status()["state"], "pending");
     assert_eq!(scene.count("backfilld.slice").await, 0);
 
     assert_eq!(scene.done(&["approve", "fill"]), "job fill: the start is approved\n");
     scene.until_it_is("finishing").await;
     scene.assert_waits_before_it("finishes");
+    wait.wait_for_log(
+        "job fill is finishing: waits for `backfilld approve fill` before it finishes",
+        PATIENCE,
+    );
     assert_eq!(scene.count("users WHERE normalized IS NULL").await, 0, "it was walked");
     let still =
         "pg_attribute WHERE attrelid = 'users'::regclass AND attname = 'normalized' AND NOT attnotnull";
@@ -102,7 +108,8 @@ async fn a_job_waits_for_approval_before_its_start_and_before_its_finish() {
     assert!(!daemon.has_ended(), "{}", daemon.log());
 
     assert_eq!(scene.done(&["approve", "fill"]), "job fill: the finish is approved\n");
-    assert!(scene.done(&["wait", "fill", "--timeout", "60s"]).contains("complete"));
+    assert!(wait.wait_exit(PATIENCE).success(), "{}", wait.log());
+    assert!(wait.log().contains("complete") && wait.log().lines().count() == 3, "each once: {}", wait.log());
     assert!(daemon.wait_exit(PATIENCE).success(), "{}", daemon.log());
     assert_eq!(scene.count(still).await, 0);
     assert_eq!(scene.done(&["approve", "fill"]), "job fill waits for no approval: nothing to do\n");

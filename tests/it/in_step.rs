@@ -104,6 +104,23 @@ async fn old_code(scene: &Scene) -> Client {
     client
 }
 
+/// A migration that is undone drops the column a moment later, and no daemon may be there to drop the trigger.
+#[tokio::test]
+async fn the_trigger_does_nothing_once_its_job_has_ended() {
+    for end in ["withdraw", "cancel"] {
+        let scene = Scene::new().await;
+        let mut daemon = scene.at_work(SLOW).await;
+        daemon.kill();
+        scene.client.batch_execute(&format!("SELECT backfilld.{end}('fill')")).await.unwrap();
+        assert_eq!(scene.count(TRIGGERS).await, 1, "nobody has dropped it");
+        let app = old_code(&scene).await;
+        app.batch_execute("UPDATE public.users SET normalized = NULL WHERE id = 1").await.unwrap();
+        assert_eq!(scene.count("users WHERE id = 1 AND normalized IS NULL").await, 1, "{end}");
+        scene.client.batch_execute("ALTER TABLE users DROP COLUMN normalized").await.unwrap();
+        app.batch_execute("INSERT INTO public.users (id, email) VALUES (5000, 'New')").await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn what_old_code_writes_meanwhile_is_filled_and_the_trigger_goes_at_the_end() {
     let scene = Scene::new().await;

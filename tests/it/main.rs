@@ -32,5 +32,6 @@ mod sweeps;
 mod throttle;
 mod tls;
 mod trial;
+mod tutorial;
 mod verify;
 mod workers;

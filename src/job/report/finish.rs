@@ -8,7 +8,13 @@ use crate::job::Spec;
 use crate::job::preflight::Preflight;
 
 /// Tells approvals, the trigger, and what is enforced at the end.
-pub(super) fn tell(spec: &Spec, preflight: &Preflight, text: &mut String, warnings: &mut Vec<String>) {
+pub(super) fn tell(
+    spec: &Spec,
+    state_schema: &str,
+    preflight: &Preflight,
+    text: &mut String,
+    warnings: &mut Vec<String>,
+) {
     if !spec.hold_before.is_empty() {
         let _ = writeln!(text, "held        before {}, until it is approved", spec.hold_before.join(" and "));
     }
@@ -32,7 +38,7 @@ pub(super) fn tell(spec: &Spec, preflight: &Preflight, text: &mut String, warnin
             "sync        trigger {} before INSERT or UPDATE, while the job runs; its function:\n",
             trigger_name(&sync.job)
         );
-        for line in sync.body().lines() {
+        for line in sync.body(state_schema).lines() {
             let _ = writeln!(text, "    {line}");
         }
         text.push('\n');

@@ -67,7 +67,7 @@ async fn the_table_shows_every_job_on_a_line() {
     let scene = Scene::with_users(1500).await;
     scene.done(&["submit", &scene.job("fill", "")]);
     scene.run_until_idle(0);
-    scene.done(&["submit", &scene.job("later", "")]);
+    scene.done(&["submit", &scene.job("later", "[limits]\nrows_per_second = 100")]);
     let table = scene.done(&["status"]);
     let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(lines[0], ["NAME", "STATE", "PROGRESS", "CHANGED", "SCANNED", "ROWS/S", "ETA", "NOTE"]);
@@ -135,7 +135,9 @@ async fn the_time_that_a_job_was_paused_is_left_out_of_its_rate() {
     assert_eq!(number(&paused, "rows_per_second"), 0.0, "{paused}");
     assert!(paused["eta_seconds"].is_null(), "{paused}");
     assert!(number(&paused, "rows_remaining") > 0.0, "{paused}");
-    scene.done(&["wait", "fill", "--timeout", "60s"]);
+    let waited = scene.command(&["wait", "fill", "--timeout", "60s"]);
+    let told = "backfilld: job fill is paused; `backfilld resume fill` lets it go on\n";
+    assert_eq!((waited.code, waited.stderr.as_str()), (0, told), "{waited:?}");
     assert!(daemon.stop().success());
     let complete = scene.status("fill");
     let wall_seconds: f64 = scene

@@ -22,6 +22,7 @@ async fn each_state_is_told_with_what_to_do() {
     let scene = Scene::with_users(1).await;
     scene.submit("fill", SPEC).await.unwrap();
     let wait = "ait for it with `backfilld wait fill`, then run this migration again.";
+    let held = r#"UPDATE backfilld.job SET spec = spec || '{"hold_before": ["start", "finish"]}'"#;
     let done = "61.7 % done (1,234,567 of about 2,000,000 rows)";
     let cases = [
         ("running", OWNED.to_owned(), format!("it is running, {done}, 3,103 rows/s, about 5 min left"), format!("W{wait}")),
@@ -62,6 +63,25 @@ async fn each_state_is_told_with_what_to_do() {
             format!(
                 "A daemon must run (`backfilld run`): `backfilld status` says whether one does. When it has started, w{wait}"
             ),
+        ),
+        (
+            "finishing",
+            "INSERT INTO backfilld.finish (job, waits_for) VALUES ('fill', 'waits for a lock on public.users')"
+                .to_owned(),
+            "all rows are done, its finishing steps are under way: waits for a lock on public.users".to_owned(),
+            format!("W{wait}"),
+        ),
+        (
+            "finishing",
+            held.to_owned(),
+            "all rows are done, its finish waits for an approval".to_owned(),
+            format!("Let it go on with `backfilld approve fill`; w{wait}"),
+        ),
+        (
+            "pending",
+            format!("UPDATE backfilld.job SET started_at = NULL; {held}"),
+            "it is pending and has not started yet: its start waits for an approval".to_owned(),
+            format!("Let it go on with `backfilld approve fill`; w{wait}"),
         ),
     ];
     for (state, more, told, advice) in cases {

@@ -59,8 +59,21 @@ def row_of(job: dict[str, Any]) -> tuple[str, ...]:
         f"{job['estimated_rows']:,}",
         f"{job['rows_per_second']:,.0f}",
         "" if left is None else f"{left:,.0f} s",
-        job["error"] or job["throttle"]["reason"] or "",
+        note(job),
     )
+
+
+def note(job: dict[str, Any]) -> str:
+    """What a person should know besides the figures: as `backfilld status` has it, in short."""
+    zone, reason = job["throttle"]["zone"], job["throttle"]["reason"]
+    if job["state"] == "pending" and zone != "paused":
+        reason = "waits for a daemon"
+    if job["state"] == "running" and job["workers"] == 0 and zone != "paused":
+        reason = "no daemon works on it"
+    notes = [job["error"] or reason]
+    if job["rows_quarantined"]:
+        notes.append(f"{job['rows_quarantined']:,} rows in quarantine")
+    return "; ".join(filter(None, notes))
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
