@@ -166,6 +166,16 @@ pub fn note_begin_sql() -> String {
     format!("SELECT set_config('{BEGUN}', extract(epoch FROM clock_timestamp())::text, false)")
 }
 
+/// The setting of a session in which a step notes what it has found: [`note_found_sql`].
+const FOUND: &str = "backfilld.found";
+
+/// The statement by which a step that is sent in one piece notes the text that a query gives, if it gives one, for
+/// [`tell_sql`]; it gives that text too.
+#[must_use]
+pub fn note_found_sql(query: &str) -> String {
+    format!("SELECT set_config('{FOUND}', coalesce(({query}), ''), false)")
+}
+
 /// What took the time that a step tells of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Took {
@@ -173,6 +183,8 @@ pub enum Took {
     Lock(&'static str),
     /// Work that is in nobody's way.
     Work,
+    /// Such work too: a look for something. When it was found, there is nothing to tell.
+    Look,
 }
 
 /// The mode of a lock that keeps everybody else from the table.
@@ -192,13 +204,20 @@ pub fn tell_sql(state: &State, job: &str, kind: &str, done: &str, took: Took, ac
                 "longest_lock_seconds"
             },
         ),
-        Took::Work => {
+        Took::Work | Took::Look => {
             (format!("{done} || ' in ' || trim_scale(round(seconds, 3)) || ' s'"), "longest_lock_seconds")
         }
+    };
+    let (unless_found, reset_found) = match took {
+        Took::Look => {
+            (format!("WHERE current_setting('{FOUND}') = ''"), format!(";\n         RESET {FOUND}"))
+        }
+        Took::Lock(_) | Took::Work => (String::new(), String::new()),
     };
     state.sql(&format!(
         "WITH took AS MATERIALIZED (
              SELECT greatest(extract(epoch FROM clock_timestamp()) - current_setting('{BEGUN}')::numeric, 0) AS seconds
+             {unless_found}
          ), told AS (
              INSERT INTO {{s}}.event (job, kind, actor, reason)
              SELECT {job}, {kind}, {actor}, {reason} FROM took RETURNING reason
@@ -206,7 +225,7 @@ pub fn tell_sql(state: &State, job: &str, kind: &str, done: &str, took: Took, ac
              UPDATE {{s}}.finish SET longest_lock_seconds = {longest}, waits_for = NULL FROM took WHERE job = {job}
          )
          SELECT reason FROM told;
-         RESET {BEGUN}"
+         RESET {BEGUN}{reset_found}"
     ))
 }
 
