@@ -1,10 +1,12 @@
 //! A finish behind PgBouncer in transaction mode: each of its transactions may be on another session of the server.
 
+use super::locks::VALIDATING;
 use super::{FINISH, PATIENCE, Scene};
 use crate::support::daemon::Daemon;
 use crate::support::database::{Database, connect};
 use crate::support::pgbouncer::PgBouncer;
 use crate::support::server::{Server, shared};
+use crate::support::until;
 use crate::support::wire::{Fate, Moment, Statement, Wire};
 
 const POOLED: (&str, &str) = ("BACKFILLD__DATABASE__POOLER", "transaction");
@@ -57,4 +59,26 @@ async fn nothing_of_a_step_is_left_in_a_session_that_others_get() {
         assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(code), "{}", daemon.log());
     }
     scene.assert_enforced("with others in the pooler").await;
+}
+
+#[tokio::test]
+async fn a_cancel_ends_the_step_under_way_behind_a_pooler_too() {
+    let scene = Scene::new().await;
+    scene
+        .client
+        .batch_execute(
+            "CREATE FUNCTION slow(id bigint) RETURNS boolean LANGUAGE plpgsql AS
+                 $$ BEGIN PERFORM pg_sleep(0.5); RETURN true; END $$;
+             UPDATE users SET normalized = lower(email);
+             ALTER TABLE users ADD CONSTRAINT users_slow CHECK (slow(id)) NOT VALID",
+        )
+        .await
+        .unwrap();
+    let pooler = PgBouncer::start(shared(), SERVER_SESSIONS);
+    scene.submit("[finish]\nvalidate = ['users_slow']");
+    let mut daemon = Daemon::start_with(&pooler.url(scene.database.name()), &[], &[POOLED]);
+    scene.until_there_is(VALIDATING).await;
+    scene.done(&["cancel", "fill"]);
+    until("VALIDATE to end", PATIENCE, async || (scene.count(VALIDATING).await == 0).then_some(())).await;
+    assert_eq!(daemon.stop().code(), Some(0), "{}", daemon.log());
 }
