@@ -146,15 +146,33 @@ pub async fn release_all(client: &impl GenericClient, state: &State, owner: &str
 /// The statement that raises an error unless a step may be taken on the table with this name: see [`is_refused`].
 #[must_use]
 pub fn require_sql(state: &State, claim: &Claim, table: &str) -> String {
+    format!("{} {})", require_head(state, claim), literal(table))
+}
+
+/// What the statement begins with, which is in no other claim's.
+fn require_head(state: &State, claim: &Claim) -> String {
     format!(
-        "SELECT {}.require_finish({}, {}, {}, {}, {})",
+        "SELECT {}.require_finish({}, {}, {}, {},",
         state.quoted,
         job::gate_key(state, &claim.job),
         literal(&claim.job),
         claim.epoch,
         literal(&claim.owner),
-        literal(table)
     )
+}
+
+/// Asks the server to end the step that is under way under a claim, in whichever session that is: for where the
+/// protocol's own request to cancel does not get through.
+pub async fn end_step(client: &impl GenericClient, state: &State, claim: &Claim) -> Result<(), StateError> {
+    client
+        .query_typed(
+            "SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+             WHERE datname = current_database() AND state = 'active' AND pid <> pg_backend_pid()
+               AND strpos(query, $1) > 0",
+            &[(&require_head(state, claim), Type::TEXT)],
+        )
+        .await?;
+    Ok(())
 }
 
 /// The setting of a session in which a step notes when it began, by the server's clock: [`note_begin_sql`].
