@@ -146,6 +146,8 @@ impl Plan {
         if plan.work != Work::Count {
             // An expression that takes its time is no immutable one, and would not be swept.
             plan.batches = Batches::Small { rows_per_second: rows / SWEPT_WALK_SECONDS };
+            // Else there would be nothing to sweep.
+            plan.rows_come_and_go = true;
         }
         plan
     }
