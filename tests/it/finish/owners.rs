@@ -1,5 +1,6 @@
 //! A finish has one owner at a time, however many daemons look for it.
 
+use super::locks::VALIDATING;
 use super::{FINISH, PATIENCE, Scene};
 use crate::support::daemon::Daemon;
 use crate::support::server::shared;
@@ -131,4 +132,30 @@ async fn an_owner_that_stands_still_is_followed_after_its_lease_and_takes_no_ste
     assert_every_step_once(&scene, "one asleep").await;
     let claims = claims(&scene).await;
     assert!(claims.len() == 2 && claims[1].1 == "it was held by one", "{claims:?}");
+}
+
+#[tokio::test]
+async fn a_validation_that_outlives_its_daemon_is_told_all_the_same() {
+    let scene = Scene::new().await;
+    // For some seconds: longer than another daemon needs to come by.
+    scene
+        .client
+        .batch_execute(
+            "UPDATE users SET normalized = lower(email);
+             CREATE FUNCTION slow(id bigint) RETURNS boolean LANGUAGE plpgsql AS
+                 $$ BEGIN PERFORM pg_sleep(0.01); RETURN true; END $$;
+             ALTER TABLE users ADD CONSTRAINT users_slow CHECK (slow(id)) NOT VALID",
+        )
+        .await
+        .unwrap();
+    scene.submit(&FINISH.replace("'users_org'", "'users_slow', 'users_org'"));
+    let mut one = Owner::start(&scene, "one", "10min");
+    scene.until_there_is(VALIDATING).await;
+    one.daemon.kill();
+    let mut two = Owner::start(&scene, "two", "10min");
+    two.ends_well();
+    scene.assert_enforced("killed while it validates").await;
+    // The other one may have waited for the same step, and found nothing left of it.
+    let told = "backfilld.event WHERE actor LIKE '%one' AND reason LIKE 'validate users_slow: done%'";
+    assert_eq!(scene.count(told).await, 1, "by whom it was begun");
 }
