@@ -1,6 +1,7 @@
 //! Carrying out one step.
 //!
-//! A step is sent in one piece, so that no round trip lies within its transaction. What takes an ACCESS EXCLUSIVE lock
+//! A step is sent in one piece, so that no round trip lies within its transaction, and what it tells behind it is told
+//! in the same session, also behind a pooler. What takes an ACCESS EXCLUSIVE lock
 //! looks so:
 //!
 //! ```text
@@ -23,7 +24,9 @@ use tokio_postgres::{Client, Error, SimpleQueryMessage};
 use super::facts::check_name;
 use super::plan::Step;
 use crate::database::identifier;
-use crate::state::finish::{ACCESS_EXCLUSIVE, Claim, Took, note_begin_sql, require_sql, tell_sql};
+use crate::state::finish::{
+    ACCESS_EXCLUSIVE, Claim, Took, note_begin_sql, note_found_sql, require_sql, tell_sql,
+};
 use crate::state::{Actor, State};
 use crate::walk::batch::key_text_settings_sql;
 use crate::walk::keyset::Table;
@@ -68,11 +71,10 @@ pub enum Outcome {
 /// Carries out a step. After an error the connection may be inside a failed transaction.
 pub async fn carry_out(client: &Client, scene: Scene<'_>, step: &Step) -> Result<Outcome, Error> {
     let answers = client.simple_query(&scene.sql(step)).await?;
-    let Step::Look(_) = step else { return Ok(Outcome::Done(last_text(&answers))) };
-    match texts(&answers).find_map(|text| text.strip_prefix(NULL_AT)) {
-        Some(key) => Ok(Outcome::HasNull(key.to_owned())),
-        None => Ok(Outcome::Done(last_text(&client.simple_query(&scene.tell_sql(step)).await?))),
-    }
+    Ok(match texts(&answers).find_map(|text| text.strip_prefix(NULL_AT)) {
+        Some(key) => Outcome::HasNull(key.to_owned()),
+        None => Outcome::Done(last_text(&answers)),
+    })
 }
 
 /// What stands before the key of a row that was found.
@@ -86,12 +88,13 @@ impl Scene<'_> {
         match step {
             Step::Look(column) => {
                 let key: Vec<String> = self.key.iter().map(|column| identifier(column)).collect();
-                self.patient(&format!(
-                    "{}SELECT '{NULL_AT}' || concat_ws(', ', {}) FROM {name} WHERE {} IS NULL LIMIT 1",
-                    key_text_settings_sql(),
+                let null = format!(
+                    "SELECT '{NULL_AT}' || concat_ws(', ', {}) FROM {name} WHERE {} IS NULL LIMIT 1",
                     key.join(", "),
                     identifier(column)
-                ))
+                );
+                let look = format!("{}{}", key_text_settings_sql(), note_found_sql(&null));
+                self.patient_and_told(step, &look)
             }
             Step::AddCheck(column) => self.locked(
                 step,
@@ -158,7 +161,7 @@ impl Scene<'_> {
 /// What is said of a step that is done.
 fn told(step: &Step) -> (String, Took) {
     match step {
-        Step::Look(column) => (format!("not_null {column}: no NULL found"), Took::Work),
+        Step::Look(column) => (format!("not_null {column}: no NULL found"), Took::Look),
         Step::AddCheck(column) => (format!("not_null {column}: CHECK added"), Took::Lock(ACCESS_EXCLUSIVE)),
         Step::ValidateCheck(column) => (format!("not_null {column}: CHECK validated"), Took::Work),
         Step::SetNotNull(column) => {

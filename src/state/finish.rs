@@ -146,15 +146,33 @@ pub async fn release_all(client: &impl GenericClient, state: &State, owner: &str
 /// The statement that raises an error unless a step may be taken on the table with this name: see [`is_refused`].
 #[must_use]
 pub fn require_sql(state: &State, claim: &Claim, table: &str) -> String {
+    format!("{} {})", require_head(state, claim), literal(table))
+}
+
+/// What the statement begins with, which is in no other claim's.
+fn require_head(state: &State, claim: &Claim) -> String {
     format!(
-        "SELECT {}.require_finish({}, {}, {}, {}, {})",
+        "SELECT {}.require_finish({}, {}, {}, {},",
         state.quoted,
         job::gate_key(state, &claim.job),
         literal(&claim.job),
         claim.epoch,
         literal(&claim.owner),
-        literal(table)
     )
+}
+
+/// Asks the server to end the step that is under way under a claim, in whichever session that is: for where the
+/// protocol's own request to cancel does not get through.
+pub async fn end_step(client: &impl GenericClient, state: &State, claim: &Claim) -> Result<(), StateError> {
+    client
+        .query_typed(
+            "SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+             WHERE datname = current_database() AND state = 'active' AND pid <> pg_backend_pid()
+               AND strpos(query, $1) > 0",
+            &[(&require_head(state, claim), Type::TEXT)],
+        )
+        .await?;
+    Ok(())
 }
 
 /// The setting of a session in which a step notes when it began, by the server's clock: [`note_begin_sql`].
@@ -166,6 +184,16 @@ pub fn note_begin_sql() -> String {
     format!("SELECT set_config('{BEGUN}', extract(epoch FROM clock_timestamp())::text, false)")
 }
 
+/// The setting of a session in which a step notes what it has found: [`note_found_sql`].
+const FOUND: &str = "backfilld.found";
+
+/// The statement by which a step that is sent in one piece notes the text that a query gives, if it gives one, for
+/// [`tell_sql`]; it gives that text too.
+#[must_use]
+pub fn note_found_sql(query: &str) -> String {
+    format!("SELECT set_config('{FOUND}', coalesce(({query}), ''), false)")
+}
+
 /// What took the time that a step tells of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Took {
@@ -173,6 +201,8 @@ pub enum Took {
     Lock(&'static str),
     /// Work that is in nobody's way.
     Work,
+    /// Such work too: a look for something. When it was found, there is nothing to tell.
+    Look,
 }
 
 /// The mode of a lock that keeps everybody else from the table.
@@ -192,13 +222,20 @@ pub fn tell_sql(state: &State, job: &str, kind: &str, done: &str, took: Took, ac
                 "longest_lock_seconds"
             },
         ),
-        Took::Work => {
+        Took::Work | Took::Look => {
             (format!("{done} || ' in ' || trim_scale(round(seconds, 3)) || ' s'"), "longest_lock_seconds")
         }
+    };
+    let (unless_found, reset_found) = match took {
+        Took::Look => {
+            (format!("WHERE current_setting('{FOUND}') = ''"), format!(";\n         RESET {FOUND}"))
+        }
+        Took::Lock(_) | Took::Work => (String::new(), String::new()),
     };
     state.sql(&format!(
         "WITH took AS MATERIALIZED (
              SELECT greatest(extract(epoch FROM clock_timestamp()) - current_setting('{BEGUN}')::numeric, 0) AS seconds
+             {unless_found}
          ), told AS (
              INSERT INTO {{s}}.event (job, kind, actor, reason)
              SELECT {job}, {kind}, {actor}, {reason} FROM took RETURNING reason
@@ -206,7 +243,7 @@ pub fn tell_sql(state: &State, job: &str, kind: &str, done: &str, took: Took, ac
              UPDATE {{s}}.finish SET longest_lock_seconds = {longest}, waits_for = NULL FROM took WHERE job = {job}
          )
          SELECT reason FROM told;
-         RESET {BEGUN}"
+         RESET {BEGUN}{reset_found}"
     ))
 }
 

@@ -11,6 +11,8 @@ use super::proxy::{Statement, Weather};
 pub(crate) const LEASE: Duration = Duration::from_secs(2);
 /// How long the walk takes at its limited rate when nothing goes wrong.
 const WALK_SECONDS: u32 = 18;
+/// The same of a walk that sweeps follow, each of which takes as long again.
+const SWEPT_WALK_SECONDS: u32 = 8;
 /// For how long there are faults.
 const FAULTS_LAST: Duration = Duration::from_secs(25);
 
@@ -23,10 +25,24 @@ pub(crate) enum Batches {
     Slow { rows: u32 },
 }
 
+/// What the job does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// It counts up a column of every row. Nothing in it hides that a row was changed twice, and nothing is swept.
+    Count,
+    /// It fills a column where that is NULL, and sweeps. `enforced`: and sets it NOT NULL in the end.
+    Fill { enforced: bool },
+    /// It deletes the rows in which the column is NULL, and sweeps.
+    Delete,
+    /// It moves them to another table, and sweeps.
+    Move,
+}
+
 /// One round, as its seed has it.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
+    pub(crate) work: Work,
     pub(crate) rows: u32,
     pub(crate) batches: Batches,
     pub(crate) order: &'static str,
@@ -93,6 +109,7 @@ impl Plan {
         let has_replica = rng.u32(0..4) == 0;
         let mut plan = Self {
             seed,
+            work: Work::Count,
             rows,
             batches,
             order: if rng.bool() { "ascending" } else { "descending" },
@@ -124,6 +141,13 @@ impl Plan {
                 fault(&mut rng)
             };
             plan.faults.push(Planned { after, fault });
+        }
+        plan.work = work(&mut rng);
+        if plan.work != Work::Count {
+            // An expression that takes its time is no immutable one, and would not be swept.
+            plan.batches = Batches::Small { rows_per_second: rows / SWEPT_WALK_SECONDS };
+            // Else there would be nothing to sweep.
+            plan.rows_come_and_go = true;
         }
         plan
     }
@@ -163,6 +187,16 @@ fn fault(rng: &mut Rng) -> Fault {
         88..92 => Fault::LockRows { tenth: rng.u32(0..10), time: milliseconds(rng, 100, 1_500) },
         92..97 => Fault::Tune { workers: rng.u32(1..6) },
         _ => Fault::Pause { time: milliseconds(rng, 0, 1_500), waits: rng.bool() },
+    }
+}
+
+fn work(rng: &mut Rng) -> Work {
+    match rng.u32(0..8) {
+        0..3 => Work::Count,
+        3 => Work::Fill { enforced: false },
+        4 | 5 => Work::Fill { enforced: true },
+        6 => Work::Delete,
+        _ => Work::Move,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::faults::Faults;
 use super::oracle;
 use super::place::{Doing, Place};
-use super::plan::Plan;
+use super::plan::{Plan, Work};
 use super::proxy::Proxy;
 use super::stage::Stage;
 use super::writers::Writers;
@@ -31,15 +31,16 @@ pub(crate) struct Summary {
     claims: i64,
     promoted: bool,
     time: Duration,
+    work: Work,
 }
 
 impl fmt::Display for Summary {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { faults, commits_hit, late, slices, claims, promoted, time } = self;
+        let Self { faults, commits_hit, late, slices, claims, promoted, time, work } = self;
         let promoted = if *promoted { ", the standby promoted" } else { "" };
         write!(
             out,
-            "{faults} faults, {commits_hit} at a COMMIT, {late} statements late; {slices} slices, {claims} claims{promoted}; {} s",
+            "{work:?}: {faults} faults, {commits_hit} at a COMMIT, {late} statements late; {slices} slices, {claims} claims{promoted}; {} s",
             time.as_secs()
         )
     }
@@ -76,6 +77,7 @@ pub(crate) fn play(stage: &mut Stage, plan: &Plan, number: u64) -> Result<Summar
                 claims,
                 promoted: stage.has_promoted(),
                 time: begun.elapsed(),
+                work: plan.work,
             })
         }
         Err(reason) => Err(report(stage, plan, &faults, &reason)),

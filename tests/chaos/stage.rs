@@ -8,7 +8,7 @@ use std::time::Instant;
 use tokio_postgres::{Client, NoTls, Row};
 
 use super::place::{Doing, Place};
-use super::plan::{Batches, Plan};
+use super::plan::{Batches, Plan, Work};
 use super::proxy::Weather;
 use super::support::daemon::backfilld;
 use super::support::job_file;
@@ -129,14 +129,28 @@ impl Stage {
 }
 
 fn table_sql(plan: &Plan) -> String {
+    // Rows that a job which fills, deletes or moves has nothing to do with.
+    let filled =
+        if plan.work == Work::Count { "NULL::bigint" } else { "CASE WHEN id % 5 = 0 THEN id * 7 END" };
+    // What a finish takes its time for, so that faults find it at work.
+    let slow = if plan.work == (Work::Fill { enforced: true }) {
+        "CREATE FUNCTION slow(id bigint) RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS
+             $$ BEGIN IF id % 3000 = 0 THEN PERFORM pg_sleep(0.05); END IF; RETURN true; END $$;
+         ALTER TABLE walked ADD CONSTRAINT slow CHECK (slow(id)) NOT VALID;"
+    } else {
+        ""
+    };
     format!(
         "CREATE TABLE walked (id bigint PRIMARY KEY, times int NOT NULL DEFAULT 0, seen int NOT NULL DEFAULT 0,
-                              other int NOT NULL DEFAULT 0);
+                              other int NOT NULL DEFAULT 0, filled bigint);
          -- The keys that the walk has to do with.
          CREATE TABLE original AS SELECT n::bigint * 3 + CASE WHEN n > {half} THEN 999999 ELSE 0 END AS id
                                   FROM generate_series(1, {rows}) n;
          ALTER TABLE original ADD PRIMARY KEY (id);
-         INSERT INTO walked (id) SELECT id FROM original;
+         INSERT INTO walked (id, filled) SELECT id, {filled} FROM original;
+         -- Keys that old code has inserted, each once for all.
+         CREATE TABLE old_code (id bigint PRIMARY KEY);
+         CREATE TABLE archive (id bigint NOT NULL, filled bigint);
          -- One row a change and a deletion, each standing and falling with its transaction.
          CREATE TABLE changed (id bigint NOT NULL);
          CREATE TABLE deleted (id bigint NOT NULL);
@@ -146,15 +160,20 @@ fn table_sql(plan: &Plan) -> String {
              INSERT INTO public.changed VALUES (NEW.id);
              RETURN NEW;
          END $$;
-         CREATE TRIGGER count_change BEFORE UPDATE OF times ON walked
+         CREATE TRIGGER count_change BEFORE UPDATE OF times, filled ON walked
              FOR EACH ROW EXECUTE FUNCTION count_change();
+         CREATE FUNCTION count_deletion() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN INSERT INTO public.changed VALUES (OLD.id); RETURN OLD; END $$;
+         -- What the application deletes is none of it.
+         CREATE TRIGGER count_deletion BEFORE DELETE ON walked FOR EACH ROW
+             WHEN (current_setting('application_name') = 'backfilld') EXECUTE FUNCTION count_deletion();
+         {slow}
          ANALYZE walked;",
         rows = plan.rows,
         half = plan.rows / 2,
     )
 }
 
-/// Nothing in it hides that a row was changed twice.
 fn job_text(plan: &Plan) -> String {
     let Plan { order, synchronous_commit, .. } = plan;
     let lock_timeout_ms = plan.lock_timeout.as_millis();
@@ -170,11 +189,21 @@ fn job_text(plan: &Plan) -> String {
             "statement_timeout = '10s'".to_owned(),
         ),
     };
+    let operation = match plan.work {
+        Work::Count => format!("[update]\nset = {{ times = '{change}' }}"),
+        Work::Fill { .. } => "[update]\nset = { filled = 'id * 7' }\nwhere = 'filled IS NULL'".to_owned(),
+        Work::Delete => "[delete]\nwhere = 'filled IS NULL'".to_owned(),
+        Work::Move => "[move]\ninto = 'public.archive'\ncolumns = { id = 'id', filled = 'id * 7' }\nwhere = 'filled IS NULL'".to_owned(),
+    };
+    let finish = match plan.work {
+        Work::Fill { enforced: true } => "[finish]\nnot_null = ['filled']\nvalidate = ['slow']",
+        _ => "",
+    };
     format!(
-        "name = 'chaos'\ntable = 'public.walked'\n[update]\nset = {{ times = '{change}' }}\n\
+        "name = 'chaos'\ntable = 'public.walked'\n{operation}\n\
          [walk]\nworkers = 2\norder = '{order}'\n\
          [batch]\nsynchronous_commit = '{synchronous_commit}'\n{batch}\n\
-         [limits]\nlock_timeout = '{lock_timeout_ms}ms'\nmax_retries = 1000\n{limits}\n"
+         [limits]\nlock_timeout = '{lock_timeout_ms}ms'\nmax_retries = 1000\n{limits}\n{finish}\n"
     )
 }
 

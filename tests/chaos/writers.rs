@@ -11,7 +11,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use tokio_postgres::Client;
 
-use super::plan::Plan;
+use super::plan::{Plan, Work};
 use super::stage::connect;
 
 /// How many of them there are.
@@ -35,6 +35,7 @@ impl Writers {
                     rng: Rng::with_seed(plan.seed ^ (number + 1)),
                     last_id: i64::from(plan.rows) * 3 + 999_999,
                     rows_come_and_go: plan.rows_come_and_go,
+                    is_swept: plan.work != Work::Count,
                     stop: Arc::clone(&stop),
                 };
                 let (database, port) = (database.to_owned(), Arc::clone(port));
@@ -59,6 +60,7 @@ struct Writer {
     rng: Rng,
     last_id: i64,
     rows_come_and_go: bool,
+    is_swept: bool,
     stop: Arc<AtomicBool>,
 }
 
@@ -99,6 +101,21 @@ impl Writer {
             3 => format!(
                 "UPDATE walked SET other = other - 1 WHERE id IN ({id}, {})",
                 self.rng.i64(0..self.last_id)
+            ),
+            // Old code, which leaves the new column NULL, as long as the walk goes on: for the end of its last slice
+            // waits for what is written beside it. A sweep takes these rows.
+            4 | 5 if self.is_swept => format!(
+                "WITH walking AS (SELECT 1 FROM backfilld.slice WHERE sweep = 0 AND finished_at IS NULL
+                                  LIMIT 1 FOR SHARE SKIP LOCKED),
+                      new AS (INSERT INTO old_code SELECT n FROM generate_series({id}, {id} + 9) n, walking
+                              WHERE n % 3 <> 0 ON CONFLICT DO NOTHING RETURNING id)
+                 INSERT INTO walked (id) SELECT id FROM new"
+            ),
+            // New code, which fills it.
+            6 if self.is_swept => format!(
+                "INSERT INTO walked (id, filled)
+                 SELECT n, n * 7 FROM (VALUES (-{id} - 1), ({} + {id} * 3 + 100)) AS v (n) ON CONFLICT DO NOTHING",
+                self.last_id
             ),
             // Between the rows that were there, whose keys are all multiples of 3, before them and behind them.
             4 | 5 => format!(

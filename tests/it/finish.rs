@@ -4,6 +4,11 @@
 
 mod kills;
 mod locks;
+mod owners;
+mod partitioned;
+mod pooled;
+mod unproven;
+mod vacuums;
 
 use std::time::Duration;
 
@@ -50,7 +55,10 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        let database = Database::create().await;
+        Self::on(Database::create().await).await
+    }
+
+    async fn on(database: Database) -> Self {
         let client = database.connect().await;
         client.batch_execute(TABLE).await.unwrap();
         let scene = Self { database, client, folder: tempfile::tempdir().unwrap() };

@@ -10,3 +10,4 @@ mod owner;
 mod scene;
 mod split;
 mod statements;
+mod sweeps;

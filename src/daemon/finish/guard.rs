@@ -10,6 +10,7 @@ use tokio_postgres::CancelToken;
 use super::work::Work;
 use super::{LOOK_EVERY, Place};
 use crate::daemon::worker::Mode;
+use crate::database::Pooler;
 use crate::state::finish::{self, Claim};
 
 /// How long a step may take to end once the server was asked to end it.
@@ -55,10 +56,7 @@ pub(super) async fn carry_out(place: Arc<Place>, claim: Claim, mut stopped: watc
             link.ending.send_replace(true);
             let token = link.cancel.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let ended = async {
-                if let Some(token) = token {
-                    // An error says that it cannot be reached; then its connection breaks.
-                    let _ = place.database.target().cancel(&token).await;
-                }
+                end_step(&place, &claim, token).await;
                 work.await;
             };
             let _ = tokio::time::timeout(END_TIMEOUT, ended).await;
@@ -70,6 +68,18 @@ pub(super) async fn carry_out(place: Arc<Place>, claim: Claim, mut stopped: watc
         tracing::debug!(job = %claim.job, error, "the finish is not handed back; its lease runs out");
     }
     claim.job
+}
+
+/// Asks the server to end the step under way. An error says that it cannot be reached; then its connection breaks.
+async fn end_step(place: &Place, claim: &Claim, token: Option<CancelToken>) {
+    let target = place.database.target();
+    if target.pooler() == Pooler::Transaction {
+        // The driver hangs up once it has asked, and PgBouncer forgets what was asked by one that has hung up.
+        let state = &place.state;
+        let _ = place.ask(END_TIMEOUT, async |client| finish::end_step(&***client, state, claim).await).await;
+    } else if let Some(token) = token {
+        let _ = target.cancel(&token).await;
+    }
 }
 
 /// Comes back when what is watched is so.

@@ -91,7 +91,8 @@ async fn a_null_that_slips_in_before_the_check_is_found_and_the_check_goes() {
     scene.client.batch_execute("INSERT INTO users (id, email) VALUES (77001, 'x')").await.unwrap();
 }
 
-const VALIDATING: &str = "pg_stat_activity WHERE datname = current_database() AND state = 'active'
+/// A validation that takes minutes is under way.
+pub(super) const VALIDATING: &str = "pg_stat_activity WHERE datname = current_database() AND state = 'active'
                             AND query LIKE '%VALIDATE CONSTRAINT \"users_slow\"%' AND pid <> pg_backend_pid()";
 
 async fn until_nobody_validates(scene: &Scene) {

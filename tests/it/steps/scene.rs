@@ -84,8 +84,13 @@ impl Scene {
     /// Submits a job over the table. It has no `where`: a row that is met again is changed again. Nothing in it
     /// runs out while a test looks: who is in the way of a batch makes it wait.
     pub(super) fn submit(&self, set: &str, batch_rows: u32, limits: &str) {
+        self.submit_update(&format!("set = {{ done = \"{set}\" }}"), batch_rows, limits);
+    }
+
+    /// Submits a job with this `update`.
+    pub(super) fn submit_update(&self, update: &str, batch_rows: u32, limits: &str) {
         let text = format!(
-            "name = 'counted'\ntable = 'counted'\n[update]\nset = {{ done = \"{set}\" }}\n\
+            "name = 'counted'\ntable = 'counted'\n[update]\n{update}\n\
              [batch]\ninitial_rows = {batch_rows}\nmin_rows = {batch_rows}\nmax_rows = {batch_rows}\n\
              [limits]\nlock_timeout = '60s'\nstatement_timeout = '60s'\n{limits}\n"
         );

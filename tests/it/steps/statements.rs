@@ -50,6 +50,15 @@ pub(super) const COMMIT_SPLIT: Statement = commit_after(&["WITH shorter AS"]);
 
 /// Ends a job that is walked to its end.
 pub(super) const COMPLETE: Statement = with(&["WITH walked AS"]);
+/// Reads what the passes of a job have done: the first thing of the decision that follows a pass.
+pub(super) const LOOK: Statement = with(&["sum(rows_left)::int8"]);
+/// Locks the job, for the decision to be carried out.
+pub(super) const LOCK_WALKED: Statement = with(&["state = 'running' FOR NO KEY UPDATE SKIP LOCKED"]);
+/// Lays down a slice of the pass that follows.
+pub(super) const LAY_SWEEP: Statement = Statement { parts: LAY_SLICE.parts, after: LOCK_WALKED.parts };
+/// Commits that pass.
+pub(super) const COMMIT_SWEEP: Statement =
+    commit_after(&["FOR NO KEY UPDATE SKIP LOCKED", "estimated_rows, cursor_key, sweep, table_oid)"]);
 /// Hands one slice back.
 pub(super) const RELEASE: Statement =
     with(&["SET owner = NULL, lease_until = NULL, rows_per_second = 0", "number = $2"]);

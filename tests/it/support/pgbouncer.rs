@@ -57,6 +57,11 @@ impl PgBouncer {
         Self { port, child, guard, _folder: folder }
     }
 
+    /// The TCP port on 127.0.0.1 it listens on.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// The process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
