@@ -6,6 +6,7 @@
 //! | room | does |
 //! | --- | --- |
 //! | [`database`] | connections, quoting, what an error means |
+//! | [`web`] | one request over HTTP or HTTPS |
 //! | [`state`] | the state schema and every statement on it |
 //! | [`throttle`] | how fast: signals, the law, the pacer, schedules |
 //! | [`walk`] | the key, the SQL, the batch transaction, the batch sizer |
@@ -28,3 +29,4 @@ pub mod settings;
 pub mod state;
 pub mod throttle;
 pub mod walk;
+pub mod web;

@@ -59,8 +59,13 @@ pub(super) enum Command {
     Events(Events),
     /// Show what the throttle sees: each signal's reading, limit, utilisation, age and verdict
     Throttle(Throttle),
+    /// Ask the daemon that listens on `http.listen` whether it lives: 0 it does, 1 it does not
+    Health(Health),
     /// Print a completion script for a shell
     Completions(Completions),
+    /// Write the manual pages, one a command
+    #[command(hide = true)]
+    Man(Man),
 }
 
 #[derive(Debug, Args)]
@@ -184,10 +189,24 @@ pub(super) struct Throttle {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct Health {
+    /// Ask whether it reaches its database too
+    #[arg(long)]
+    pub(super) ready: bool,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct Completions {
     /// The shell
     #[arg(value_enum)]
     pub(super) shell: Shell,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Man {
+    /// The folder to write them to; made where it is missing
+    #[arg(long, value_name = "DIR")]
+    pub(super) out: PathBuf,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use super::journal;
 use crate::job::PreflightError;
 use crate::job::submission::SubmitError;
 use crate::state::StateError;
@@ -36,10 +37,11 @@ impl Failure {
 
     /// Says it on standard error.
     pub(super) fn report(&self) -> ExitCode {
+        let priority = if journal::is_told() { journal::ERROR } else { "" };
         let mut errors = io::stderr().lock();
         for line in self.message.lines() {
             // Nobody may be listening any more; the exit code still tells.
-            let _ = writeln!(errors, "backfilld: {line}");
+            let _ = writeln!(errors, "{priority}backfilld: {line}");
         }
         ExitCode::from(self.code)
     }

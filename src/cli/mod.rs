@@ -9,7 +9,11 @@ mod completions;
 mod control;
 mod events;
 mod failure;
+mod health;
 mod init;
+mod journal;
+mod log;
+mod man;
 mod output;
 mod quarantine;
 mod run;
@@ -23,11 +27,14 @@ mod wait;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::Parser as _;
+use signal_hook::consts::{SIGINT, SIGTERM};
 use tokio_postgres::Client;
 
-use crate::settings::{Overrides, Settings};
+use crate::settings::{Overrides, Settings, SettingsError};
 use crate::state::{self, Actor, State};
 use arguments::{Arguments, Command};
 use failure::Failure;
@@ -53,12 +60,27 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The first process of a container has no defaults for signals: without a handler it goes on. `run` has its own.
+fn end_by_signals_as_first_process() -> std::io::Result<()> {
+    if std::process::id() == 1 {
+        for signal in [SIGTERM, SIGINT] {
+            let always = Arc::new(AtomicBool::new(true));
+            // As a shell tells of a process that a signal has ended.
+            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, always)?;
+        }
+    }
+    Ok(())
+}
+
 async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
+    if !matches!(arguments.command, Command::Run(_)) {
+        end_by_signals_as_first_process().map_err(Failure::runtime)?;
+    }
     let environment: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
     let overrides = Overrides { config: arguments.config, database_url: arguments.database_url };
-    let context = || Context::load(overrides.clone(), environment.clone());
+    let context = || Context::load(overrides.clone(), environment.clone()).map_err(Failure::usage);
     match arguments.command {
         Command::Run(command) => Box::pin(run::run(context()?, command)).await,
         Command::Init => init::run(&context()?).await,
@@ -77,7 +99,9 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Verify(command) => verify::run(&context()?, &command).await,
         Command::Events(command) => events::run(&context()?, &command).await,
         Command::Throttle(command) => throttle::run(&context()?, &command).await,
+        Command::Health(command) => health::run(&context()?, &command).await,
         Command::Completions(command) => completions::run(&command),
+        Command::Man(command) => man::run(&command),
     }
 }
 
@@ -91,8 +115,8 @@ struct Context {
 }
 
 impl Context {
-    fn load(overrides: Overrides, environment: BTreeMap<String, String>) -> Result<Self, Failure> {
-        let settings = Settings::load(&overrides, &environment).map_err(Failure::usage)?;
+    fn load(overrides: Overrides, environment: BTreeMap<String, String>) -> Result<Self, SettingsError> {
+        let settings = Settings::load(&overrides, &environment)?;
         let user = environment.get("USER").or_else(|| environment.get("LOGNAME"));
         let host = gethostname::gethostname();
         let actor = Actor(format!("{}@{}", user.map_or("somebody", String::as_str), host.to_string_lossy()));

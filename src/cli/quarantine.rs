@@ -20,7 +20,7 @@ pub(super) async fn run(context: &Context, command: &Quarantine) -> Result<ExitC
     let client = context.connect_to_state().await?;
     let name = &command.name;
     let record = job::load(&client, &context.state, name).await?;
-    let rows = quarantine::list(&client, &context.state, name).await?;
+    let rows = quarantine::list(&client, &context.state, name, i64::MAX).await?;
     if rows.is_empty() {
         output::line(format!("no row of job {name} is in quarantine"))?;
         return Ok(ExitCode::SUCCESS);

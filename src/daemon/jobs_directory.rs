@@ -34,7 +34,9 @@ pub(super) async fn submit_all(client: &mut Client, state: &State, directory: &P
                                "the job keeps its own tuning; `submit --replace` takes that of the file");
             }
             Ok(_) => tracing::info!(job = %job.spec.name, file = %path.display(), "job submitted"),
-            Err(error) => tracing::error!(file = %path.display(), %error, "job file not submitted"),
+            Err(error) => {
+                tracing::error!(job = %job.spec.name, file = %path.display(), %error, "job file not submitted");
+            }
         }
     }
 }

@@ -8,9 +8,10 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::database::Failure;
 use crate::state::status::Status;
-use crate::throttle::control::Ticked;
+use crate::throttle::control::{Setup, Ticked};
 use crate::throttle::law::Zone;
 use crate::throttle::report::Report;
+use crate::throttle::rule::Limit;
 
 const JOB_STATES: [&str; 7] =
     ["pending", "running", "paused", "finishing", "complete", "failed", "cancelled"];
@@ -34,6 +35,9 @@ pub(super) fn install() -> Result<PrometheusHandle, String> {
     metrics::set_global_recorder(recorder).map_err(|error| error.to_string())?;
     describe();
     counter!("backfilld_leases_lost_total").absolute(0);
+    for outcome in [Notification::Sent, Notification::Failed, Notification::GivenUp] {
+        counter!("backfilld_notifications_total", "outcome" => outcome.name()).absolute(0);
+    }
     gauge!("backfilld_build_info", "version" => env!("CARGO_PKG_VERSION"),
            "revision" => option_env!("BACKFILLD_REVISION").unwrap_or("unknown"))
     .set(1.0);
@@ -65,8 +69,16 @@ fn describe() {
         "Seconds since a running job last committed a batch (or started)."
     );
     describe_gauge!(
+        "backfilld_job_quarantined_rows",
+        "Rows of the job that are set aside, by whichever daemon, and were not changed since."
+    );
+    describe_gauge!(
         "backfilld_rate_limit_rows_per_second",
         "The rate that the job may have at this moment; 0 in a pause, absent (NaN) when it is not walked here."
+    );
+    describe_gauge!(
+        "backfilld_rate_limit_min_rows_per_second",
+        "The rate below which no signal slows a job, only a pause does."
     );
     describe_gauge!(
         "backfilld_throttle_utilization_ratio",
@@ -81,8 +93,16 @@ fn describe() {
         "1 for the worst zone of all jobs, 0 for the others; without a job, of the signals."
     );
     describe_gauge!("backfilld_query_latency_p99_seconds", "The p99 of the slowest probe.");
+    describe_gauge!(
+        "backfilld_query_latency_limit_seconds",
+        "What the p99 of the slowest probe is held against; absent (NaN) while it is not known."
+    );
     describe_histogram!("backfilld_query_latency_seconds", "What the probes took, all together.");
     describe_gauge!("backfilld_replication_lag_seconds", "How far a replica is behind.");
+    describe_gauge!(
+        "backfilld_replication_lag_limit_seconds",
+        "What a replica's lag is held against: up to target nothing is done, beyond max nothing runs."
+    );
     describe_gauge!(
         "backfilld_signal_age_seconds",
         "Seconds since a signal was read; absent (NaN) before the first time."
@@ -91,6 +111,10 @@ fn describe() {
     describe_counter!(
         "backfilld_leases_lost_total",
         "Slices that another daemon took over while this one worked on them."
+    );
+    describe_counter!(
+        "backfilld_notifications_total",
+        "Notifications by what became of them: sent; failed, since the receiver refused it; given up after a day."
     );
     describe_gauge!("backfilld_database_up", "Whether the last exchange with the database succeeded.");
     describe_gauge!("backfilld_build_info", "Version and revision of the program.");
@@ -125,6 +149,29 @@ pub(super) fn lease_lost() {
     counter!("backfilld_leases_lost_total").increment(1);
 }
 
+/// What became of a notification.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Notification {
+    Sent,
+    Failed,
+    GivenUp,
+}
+
+impl Notification {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Failed => "failed",
+            Self::GivenUp => "given_up",
+        }
+    }
+}
+
+/// A notification that was sent, or never will be.
+pub(super) fn notification(outcome: Notification) {
+    counter!("backfilld_notifications_total", "outcome" => outcome.name()).increment(1);
+}
+
 /// How many slices are in hand.
 pub(super) fn leases_held(count: usize) {
     gauge!("backfilld_leases_held").set(count as f64);
@@ -135,22 +182,46 @@ pub(super) fn database_up(up: bool) {
     gauge!("backfilld_database_up").set(if up { 1.0 } else { 0.0 });
 }
 
-/// The jobs as the database has them.
-pub(super) fn jobs(jobs: &[Status], checkpoint_ages: &[(String, f64)]) {
-    for job in jobs {
-        let name = || job.name.clone();
-        for state in JOB_STATES {
-            let current = if state == job.state { 1.0 } else { 0.0 };
-            gauge!("backfilld_job_state", "job" => name(), "state" => state).set(current);
+/// The jobs that were shown, so that one that is deleted does not stay as it was last.
+#[derive(Debug, Default)]
+pub(super) struct JobsShown(BTreeSet<String>);
+
+impl JobsShown {
+    /// Shows the jobs as the database has them.
+    pub(super) fn show(&mut self, jobs: &[Status], checkpoint_ages: &[(String, f64)]) {
+        for job in jobs {
+            let name = || job.name.clone();
+            show_state(&job.name, &job.state);
+            gauge!("backfilld_job_progress_ratio", "job" => name()).set(job.progress);
+            gauge!("backfilld_job_eta_seconds", "job" => name()).set(job.eta_seconds.unwrap_or(f64::NAN));
+            gauge!("backfilld_job_quarantined_rows", "job" => name()).set(job.rows_quarantined as f64);
+            // Of a job that does not run, or that the throttle holds, an age would only grow and alarm somebody.
+            let age = checkpoint_ages
+                .iter()
+                .find(|(of, _)| *of == job.name && job.throttle.zone != Zone::Paused.name())
+                .map_or(0.0, |(_, age)| *age);
+            gauge!("backfilld_checkpoint_age_seconds", "job" => name()).set(age);
         }
-        gauge!("backfilld_job_progress_ratio", "job" => name()).set(job.progress);
-        gauge!("backfilld_job_eta_seconds", "job" => name()).set(job.eta_seconds.unwrap_or(f64::NAN));
-        // Of a job that does not run, or that the throttle holds, an age would only grow and alarm somebody.
-        let age = checkpoint_ages
-            .iter()
-            .find(|(of, _)| *of == job.name && job.throttle.zone != Zone::Paused.name())
-            .map_or(0.0, |(_, age)| *age);
-        gauge!("backfilld_checkpoint_age_seconds", "job" => name()).set(age);
+        let jobs = jobs.iter().map(|job| job.name.clone()).collect();
+        for job in std::mem::replace(&mut self.0, jobs).difference(&self.0) {
+            show_state(job, "");
+            for gone in [
+                "backfilld_job_progress_ratio",
+                "backfilld_job_eta_seconds",
+                "backfilld_job_quarantined_rows",
+                "backfilld_checkpoint_age_seconds",
+            ] {
+                gauge!(gone, "job" => job.clone()).set(f64::NAN);
+            }
+        }
+    }
+}
+
+/// The state that the job is in; none of a job that is gone.
+fn show_state(job: &str, current: &str) {
+    for state in JOB_STATES {
+        let is_current = if state == current { 1.0 } else { 0.0 };
+        gauge!("backfilld_job_state", "job" => job.to_owned(), "state" => state).set(is_current);
     }
 }
 
@@ -165,8 +236,8 @@ pub(super) struct ThrottleShown {
 }
 
 impl ThrottleShown {
-    /// Shows what a tick has decided. `samples`: what the probes took since the last one.
-    pub(super) fn show(&mut self, ticked: &Ticked, report: &Report, samples: &[Duration]) {
+    /// Shows what a tick has decided under `setup`. `samples`: what the probes took since the last one.
+    pub(super) fn show(&mut self, ticked: &Ticked, report: &Report, setup: &Setup, samples: &[Duration]) {
         for sample in samples {
             histogram!("backfilld_query_latency_seconds").record(*sample);
         }
@@ -192,12 +263,14 @@ impl ThrottleShown {
             let current = if zone.name() == worst { 1.0 } else { 0.0 };
             gauge!("backfilld_throttle_zone", "zone" => zone.name()).set(current);
         }
+        show_limits(setup);
         self.show_signals(report);
     }
 
     fn show_signals(&mut self, report: &Report) {
         let mut signals: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
-        let (mut slowest, mut replicas) = (f64::NAN, BTreeSet::new());
+        // The slowest probe, with its own limit: under "auto" each has another.
+        let (mut slowest, mut limit, mut replicas) = (f64::NAN, f64::NAN, BTreeSet::new());
         for seen in &report.signals {
             let (used, age) = signals.entry(&seen.signal).or_insert((f64::NAN, f64::NAN));
             // The larger of two numbers; NaN gives way to any.
@@ -205,7 +278,10 @@ impl ThrottleShown {
             *age = age.max(seen.age_seconds.unwrap_or(f64::NAN));
             let in_seconds = seen.reading.filter(|_| seen.unit.as_deref() == Some("seconds"));
             match (seen.signal.as_str(), in_seconds) {
-                ("query_latency", Some(seconds)) => slowest = slowest.max(seconds),
+                ("query_latency", Some(seconds)) if slowest.is_nan() || seconds > slowest => {
+                    slowest = seconds;
+                    limit = seen.limit.unwrap_or(f64::NAN);
+                }
                 ("replication_lag", Some(seconds)) => {
                     let replica = seen.subject.trim_start_matches("replica ").to_owned();
                     gauge!("backfilld_replication_lag_seconds", "replica" => replica.clone()).set(seconds);
@@ -215,6 +291,7 @@ impl ThrottleShown {
             }
         }
         gauge!("backfilld_query_latency_p99_seconds").set(slowest);
+        gauge!("backfilld_query_latency_limit_seconds").set(limit);
         for (signal, (used, age)) in &signals {
             gauge!("backfilld_throttle_utilization_ratio", "signal" => (*signal).to_owned()).set(*used);
             gauge!("backfilld_signal_age_seconds", "signal" => (*signal).to_owned()).set(*age);
@@ -226,6 +303,17 @@ impl ThrottleShown {
         }
         for replica in std::mem::replace(&mut self.replicas, replicas).difference(&self.replicas) {
             gauge!("backfilld_replication_lag_seconds", "replica" => replica.clone()).set(f64::NAN);
+        }
+    }
+}
+
+/// What the settings allow, beside which the readings are shown.
+fn show_limits(setup: &Setup) {
+    gauge!("backfilld_rate_limit_min_rows_per_second").set(setup.min_rows_per_second);
+    for rule in &setup.rules {
+        let Limit::Lag(lag) = &rule.limit else { continue };
+        for (limit, value) in [("target", lag.target), ("max", lag.max)] {
+            gauge!("backfilld_replication_lag_limit_seconds", "limit" => limit).set(value.as_secs_f64());
         }
     }
 }

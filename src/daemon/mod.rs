@@ -5,6 +5,7 @@
 //! work in flight. So there is nothing to recover at a start, and nothing to save at an end but
 //! handing the slices back.
 
+mod awaiting;
 mod backoff;
 mod finish;
 mod in_step;
@@ -12,26 +13,31 @@ mod jobs_directory;
 mod leases;
 mod listener;
 mod metrics;
+mod notifier;
 mod pace;
 mod passes;
 mod signals;
 mod start;
 mod supervisor;
+mod systemd;
 mod throttle;
 mod worker;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_postgres::Client;
 
+pub use awaiting::{Awaited, await_database};
+pub use signals::Signals;
 pub use supervisor::Ending;
 
 use crate::database::{ConnectError, Database, Pooler};
-use crate::http::{self, Health};
+use crate::http;
+use crate::http::history::History;
 use crate::settings::{LogLevel, Overrides, Settings, SettingsError};
-use crate::state::{Actor, State, StateError, daemon, event};
+use crate::state::{Actor, State, StateError, daemon, event, notification};
 
 /// Why the daemon could not start.
 #[derive(Debug, thiserror::Error)]
@@ -71,18 +77,22 @@ pub struct Options {
     pub set_log_level: Box<dyn Fn(LogLevel) + Send>,
 }
 
+/// Begins to listen to signals: none of them ends the process by itself any more.
+pub fn listen() -> Result<Signals, DaemonError> {
+    signals::listen().map_err(|error| DaemonError::Setup(error.to_string()))
+}
+
 /// Runs until it is told to stop or, with `until_idle`, until nothing is left to do. `client` is a
 /// connection to the database whose state schema is current.
 pub async fn run(
     mut client: Client,
     listener: http::Listener,
+    signals: Signals,
     options: Options,
 ) -> Result<Ending, DaemonError> {
-    let signals = signals::listen().map_err(|error| DaemonError::Setup(error.to_string()))?;
     let recorder = metrics::install().map_err(DaemonError::Setup)?;
-    let (health, health_told) = watch::channel(Health::Ready);
+    metrics::database_up(true);
     let address = listener.address();
-    listener.serve(recorder.clone(), health_told);
 
     let settings = &options.settings;
     let database = Database::new(settings.target()?, settings.database.pool_size);
@@ -92,6 +102,10 @@ pub async fn run(
     let started_at = daemon::register(&mut client, &state, &name).await?;
     let told = format!("backfilld {} listens on {address}", env!("CARGO_PKG_VERSION"));
     event::record(&client, &state, None, "daemon started", &actor, &told).await?;
+    if settings.notify.receiver().is_some() {
+        // Before anything is worked on, or an end that comes at once would be taken for one of before.
+        notification::begin(&client, &state).await?;
+    }
     tracing::info!(daemon = %name, target = %database.target(), http = %address, "started");
     drop(client);
 
@@ -109,8 +123,20 @@ pub async fn run(
         access: options.settings.database.access(),
     };
     let throttle = throttle::Throttle::start(place, options.settings.throttle.clone());
-    let supervisor =
-        supervisor::Supervisor::new(options, database, state, identity, health, recorder, throttle);
+    let history = History::default();
+    let health = listener.health();
+    let health = listener.serve(http::Place {
+        metrics: recorder.clone(),
+        health,
+        target: database.target().clone(),
+        state: state.clone(),
+        daemon: identity.name.clone(),
+        report: throttle.report(),
+        history: history.clone(),
+        settings: options.settings.http.clone(),
+    });
+    let shown = supervisor::Shown { health, recorder, history };
+    let supervisor = supervisor::Supervisor::new(options, database, state, identity, shown, throttle);
     Ok(Box::pin(supervisor.run(woken, signals)).await)
 }
 

@@ -189,7 +189,8 @@ async fn measure(
         Ok(estimate) => estimate,
         // The sample took too long, on a slow disk perhaps. An estimate is no reason not to start.
         Err(error) if Failure::of(&error) == Failure::Contention => {
-            tracing::warn!(table = %keyset.table, reason = %describe(&error), "no sample of the rows; progress is the planner's guess");
+            tracing::warn!(job = %spec.name, table = %keyset.table, reason = %describe(&error),
+                           "no sample of the rows; progress is the planner's guess");
             transaction.rollback().await?;
             let rows = estimate::planned_rows(&*client, keyset).await?;
             return Ok((rows, slices(first_key, Vec::new(), last_key, rows.max(1))));

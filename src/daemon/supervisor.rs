@@ -1,11 +1,13 @@
 //! The daemon's one loop: looks what the database says, starts what should run, and ends it all.
 
 mod intake;
+mod progress;
 mod reload;
 mod splitting;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
-use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use futures_util::future;
@@ -13,18 +15,21 @@ use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{MissedTickBehavior, timeout};
 use tokio_postgres::error::SqlState;
 
 use super::finish::{Finisher, Place};
 use super::leases::{Held, Keeper, Kept};
-use super::signals::Signal;
+use super::notifier::{self, Last, Notifier};
+use super::signals::{Signal, Signals};
 use super::start::StartError;
+use super::systemd::Systemd;
 use super::throttle::Throttle;
 use super::worker::{Ended, Mode};
 use super::{Options, backoff, metrics, passes};
 use crate::database::{ConnectError, Database, Failure};
 use crate::http::Health;
+use crate::http::history::History;
 use crate::state::slice::{self, Claim};
 use crate::state::split::Rest;
 use crate::state::{
@@ -41,6 +46,10 @@ const MEASURE_EVERY: Duration = Duration::from_secs(5);
 const TURN_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long the last words to the database may take.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long all that is said at the end may take: five things, each as long.
+const FAREWELLS: Duration = FAREWELL_TIMEOUT.saturating_mul(5);
+/// How long it may take to tell of the last jobs, where no daemon may be there afterwards.
+const LAST_NOTIFICATIONS: Duration = Duration::from_secs(30);
 /// After so many turns in a row a permanent error is taken for one: a failover or an upgrade of the
 /// state schema may look like one for a moment.
 const PERMANENT_AFTER: u32 = 10;
@@ -111,6 +120,13 @@ impl TurnError {
     }
 }
 
+/// Where the daemon shows how it stands.
+pub(super) struct Shown {
+    pub(super) health: watch::Sender<Health>,
+    pub(super) recorder: PrometheusHandle,
+    pub(super) history: History,
+}
+
 pub(super) struct Supervisor {
     options: Options,
     /// What the pool has connections for; the pool keeps its size when settings are reloaded.
@@ -119,8 +135,7 @@ pub(super) struct Supervisor {
     state: State,
     name: String,
     actor: Actor,
-    health: watch::Sender<Health>,
-    recorder: PrometheusHandle,
+    shown: Shown,
     mode: watch::Sender<Mode>,
     workers: JoinSet<(Claim, Ended)>,
     throttle: Throttle,
@@ -128,7 +143,10 @@ pub(super) struct Supervisor {
     started_at: Timestamp,
     keeper: Keeper,
     finisher: Finisher,
+    notifier: Notifier,
+    systemd: Systemd,
     measured: Option<Instant>,
+    gauges: metrics::JobsShown,
     /// Turns in a row that failed, and when to try again.
     failures: u32,
     rest_until: Instant,
@@ -154,8 +172,7 @@ impl Supervisor {
         database: Database,
         state: State,
         identity: Identity,
-        health: watch::Sender<Health>,
-        recorder: PrometheusHandle,
+        shown: Shown,
         throttle: Throttle,
     ) -> Self {
         let Identity { name, actor, started_at } = identity;
@@ -177,6 +194,13 @@ impl Supervisor {
             mode: mode.subscribe(),
             lease: keeper.leases(),
         });
+        let place = notifier::Place {
+            database: database.clone(),
+            state: state.clone(),
+            name: name.clone(),
+            actor: actor.clone(),
+        };
+        let notifier = Notifier::start(place, options.settings.notify.clone());
         Self {
             workers_at_most: options.settings.database.pool_size - SPARE_CONNECTIONS,
             options,
@@ -184,8 +208,7 @@ impl Supervisor {
             state,
             name,
             actor,
-            health,
-            recorder,
+            shown,
             mode,
             workers: JoinSet::new(),
             throttle,
@@ -193,7 +216,10 @@ impl Supervisor {
             started_at,
             keeper,
             finisher,
+            notifier,
+            systemd: Systemd::new(TURN_TIMEOUT),
             measured: None,
+            gauges: metrics::JobsShown::default(),
             failures: 0,
             rest_until: Instant::now(),
             wanted_workers: BTreeMap::new(),
@@ -206,32 +232,24 @@ impl Supervisor {
         }
     }
 
-    pub(super) async fn run(
-        mut self,
-        mut woken: mpsc::Receiver<()>,
-        mut signals: mpsc::Receiver<Signal>,
-    ) -> Ending {
-        // Signals that came while something else was under way.
-        let mut deferred = Vec::new();
-        if let Raced::Stopped = race(self.read_job_files(), &mut signals, &mut deferred).await {
+    pub(super) async fn run(mut self, mut woken: mpsc::Receiver<()>, mut signals: Signals) -> Ending {
+        self.systemd.ready();
+        // What takes longer is given up.
+        if signals.race(timeout(TURN_TIMEOUT, self.read_job_files())).await.is_none() {
             return self.stop().await;
         }
         let mut ticks = tokio::time::interval(POLL_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            for signal in std::mem::take(&mut deferred) {
-                if let Raced::Stopped = race(self.heed(signal), &mut signals, &mut deferred).await {
-                    return self.stop().await;
-                }
-            }
+            // Here and nowhere else: a loop that hangs is to be noticed.
+            self.systemd.alive();
             tokio::select! {
-                Some(signal) = signals.recv() => match signal {
-                    Signal::Stop => return self.stop().await,
-                    other => {
-                        deferred.push(other);
-                        continue;
+                signal = signals.next() => {
+                    if !self.heed(signal, &mut signals).await {
+                        return self.stop().await;
                     }
-                },
+                    continue;
+                }
                 Some(ended) = self.workers.join_next() => {
                     let (claim, ended) = ended.expect("a worker neither panics nor is aborted");
                     self.worker_ended(&claim, &ended);
@@ -242,14 +260,14 @@ impl Supervisor {
             if Instant::now() < self.rest_until {
                 continue;
             }
-            let turned = match race(Box::pin(self.turn()), &mut signals, &mut deferred).await {
-                Raced::Done(turned) => turned,
-                Raced::TimedOut => Err(TurnError::Timeout(TURN_TIMEOUT)),
-                Raced::Stopped => return self.stop().await,
+            let Some(turned) = signals.race(timeout(TURN_TIMEOUT, Box::pin(self.turn()))).await else {
+                return self.stop().await;
             };
-            match turned {
+            match turned.unwrap_or(Err(TurnError::Timeout(TURN_TIMEOUT))) {
                 Ok(None) => self.database_answers(),
                 Ok(Some(ending)) => {
+                    self.systemd.stopping(FAREWELLS.saturating_add(LAST_NOTIFICATIONS));
+                    self.notifier.finish(Last::Insist, LAST_NOTIFICATIONS).await;
                     self.goodbye("no job is left to run").await;
                     return ending;
                 }
@@ -268,14 +286,29 @@ impl Supervisor {
         }
     }
 
-    /// Does what a signal asks for; a stop is the loop's.
-    async fn heed(&mut self, signal: Signal) {
-        match signal {
-            Signal::Stop => {}
-            Signal::Reload => self.reload().await,
-            Signal::Pause => self.set_mode(Mode::Resting).await,
-            Signal::Resume => self.set_mode(Mode::Walking).await,
+    /// Does what a signal asks for; false: it is a stop, or one has come meanwhile.
+    async fn heed(&mut self, signal: Signal, signals: &mut Signals) -> bool {
+        if signal == Signal::Stop {
+            return false;
         }
+        let goes_on = signals
+            .race(timeout(TURN_TIMEOUT, async {
+                match signal {
+                    Signal::Stop => {}
+                    Signal::Reload => {
+                        self.systemd.reloading();
+                        self.reload().await;
+                    }
+                    Signal::Pause => self.set_mode(Mode::Resting).await,
+                    Signal::Resume => self.set_mode(Mode::Walking).await,
+                }
+            }))
+            .await
+            .is_some();
+        if signal == Signal::Reload && goes_on {
+            self.systemd.ready();
+        }
+        goes_on
     }
 
     /// Looks what there is to do and sets it going. An ending: nothing is left, and that was asked for.
@@ -340,8 +373,10 @@ impl Supervisor {
         }
         let jobs = status::list(client, &self.state).await?;
         let ages = status::checkpoint_ages(client, &self.state).await?;
-        metrics::jobs(&jobs, &ages);
-        self.recorder.run_upkeep();
+        self.gauges.show(&jobs, &ages);
+        self.systemd.progress(progress::sentence(&jobs, &self.held.jobs()));
+        self.shown.recorder.run_upkeep();
+        self.shown.history.take(Timestamp::now(), &jobs, &self.throttle.report().borrow());
         self.measured = Some(Instant::now());
         Ok(())
     }
@@ -376,8 +411,9 @@ impl Supervisor {
             tracing::info!(failures = self.failures, "the database answers again");
         }
         self.failures = 0;
+        self.systemd.trouble(None);
         metrics::database_up(true);
-        self.health.send_if_modified(|health| {
+        self.shown.health.send_if_modified(|health| {
             let changed = *health != Health::Ready;
             *health = Health::Ready;
             changed
@@ -399,7 +435,13 @@ impl Supervisor {
             self.database.target().hang_up();
         }
         metrics::database_up(false);
-        self.health.send_replace(Health::NotReady(error.to_string()));
+        // The signals are of most interest now.
+        if self.measured.is_none_or(|at| at.elapsed() >= MEASURE_EVERY) {
+            self.shown.history.take(Timestamp::now(), &[], &self.throttle.report().borrow());
+            self.measured = Some(Instant::now());
+        }
+        self.systemd.trouble(Some(format!("Waiting for the database: {error}")));
+        self.shown.health.send_replace(Health::NotReady(error.to_string()));
     }
 
     /// Rests or goes on, and says so.
@@ -412,6 +454,7 @@ impl Supervisor {
             Mode::Walking => ("daemon resumed", "SIGUSR2"),
         };
         tracing::info!(reason, "{kind}");
+        self.systemd.resting(mode == Mode::Resting);
         self.tell(kind, reason).await;
     }
 
@@ -427,12 +470,13 @@ impl Supervisor {
     async fn stop(mut self) -> Ending {
         let grace = self.options.settings.daemon.shutdown_grace;
         tracing::info!(batches_in_flight = self.workers.len(), grace = ?grace, "stopping");
+        self.systemd.stopping(grace.saturating_add(FAREWELLS));
         // What was broken off may have left a connection in the middle of something.
         self.database.discard_idle();
         self.mode.send_replace(Mode::Resting);
         let workers = &mut self.workers;
         let batches_ended = async { while workers.join_next().await.is_some() {} };
-        let all_ended = future::join(tokio::time::timeout(grace, batches_ended), self.finisher.finish(grace));
+        let all_ended = future::join(timeout(grace, batches_ended), self.finisher.finish(grace));
         if let (Err(_), _) | (_, false) = all_ended.await {
             tracing::warn!(batches_in_flight = self.workers.len(), grace = ?grace,
                            "stopped before the batches in flight ended; the server rolls them back");
@@ -446,6 +490,7 @@ impl Supervisor {
     async fn goodbye(mut self, reason: &str) {
         self.finisher.finish(FAREWELL_TIMEOUT).await;
         self.throttle.finish(FAREWELL_TIMEOUT).await;
+        self.notifier.finish(Last::Once, FAREWELL_TIMEOUT).await;
         self.keeper.finish(FAREWELL_TIMEOUT).await;
         // One that was given up while it waited for a server that no longer answers is among them.
         self.database.discard_idle();
@@ -459,7 +504,7 @@ impl Supervisor {
             event::record(&**client, &self.state, None, "daemon stopped", &self.actor, reason).await?;
             Ok::<(), TurnError>(())
         };
-        match tokio::time::timeout(FAREWELL_TIMEOUT, farewell).await {
+        match timeout(FAREWELL_TIMEOUT, farewell).await {
             Ok(Ok(())) => tracing::info!(reason, "stopped, every slice handed back"),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "stopped; the database was not told, and leases run out by themselves");
@@ -467,31 +512,6 @@ impl Supervisor {
             Err(_) => {
                 tracing::warn!("stopped; the database does not answer, and leases run out by themselves");
             }
-        }
-    }
-}
-
-/// How work ended that signals may break into.
-enum Raced<T> {
-    Done(T),
-    TimedOut,
-    Stopped,
-}
-
-/// Does `work`, unless it takes too long or somebody asks for a stop; other signals are put aside.
-async fn race<T>(
-    work: impl Future<Output = T>,
-    signals: &mut mpsc::Receiver<Signal>,
-    deferred: &mut Vec<Signal>,
-) -> Raced<T> {
-    let mut work = pin!(tokio::time::timeout(TURN_TIMEOUT, work));
-    loop {
-        tokio::select! {
-            done = &mut work => return done.map_or(Raced::TimedOut, Raced::Done),
-            Some(signal) = signals.recv() => match signal {
-                Signal::Stop => return Raced::Stopped,
-                other => deferred.push(other),
-            },
         }
     }
 }

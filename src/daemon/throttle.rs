@@ -27,7 +27,7 @@ use crate::throttle::control::Setup;
 use crate::throttle::job::Terms;
 use crate::throttle::judge::QUERY_LATENCY;
 use crate::throttle::latency::Latency;
-use crate::throttle::report::Report;
+use crate::throttle::report::{Made, Report};
 use crate::throttle::signals::{self, Running};
 use crate::throttle::watched::Watched;
 use crate::throttle::{Control, JobThrottle};
@@ -91,6 +91,11 @@ impl Throttle {
         };
         throttle.spawn();
         throttle
+    }
+
+    /// What the last tick has found.
+    pub(super) fn report(&self) -> watch::Receiver<Report> {
+        self.scribe.report()
     }
 
     /// Begins to throttle a worker of a job.
@@ -287,10 +292,13 @@ async fn tick(shared: Arc<Shared>, every: Duration, mut scribe: Side) {
         let mut board = lock(&shared.board);
         let mut control = lock(&shared.control);
         let ticked = control.tick(&mut board, now, Timestamp::now());
-        let report = Report::new(&board, &ticked.observations, &ticked.jobs, &control.setup().figures, now);
-        drop(control);
+        let mut report =
+            Report::new(&board, &ticked.observations, &ticked.jobs, &control.setup().figures, now);
+        let next_within = 2 * every + Duration::from_secs(1);
+        report.made = Some(Made { at: now, next_within, stale_after: control.setup().stale_after });
         let samples = board.latency.take_samples();
-        lock(&shared.shown).show(&ticked, &report, &samples);
+        lock(&shared.shown).show(&ticked, &report, control.setup(), &samples);
+        drop(control);
         drop(board);
         for tick in &ticked.jobs {
             scribe.changed(tick);

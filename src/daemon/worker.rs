@@ -1,5 +1,6 @@
 //! Walking one slice, batch by batch, until it ends, somebody stops it, or it cannot go on.
 
+mod seldom;
 mod telling;
 
 use std::pin::pin;
@@ -19,6 +20,7 @@ use crate::walk::Plan;
 use crate::walk::batch::{self, BatchError, Committed, Outcome, Request, SetAside, Step};
 use crate::walk::isolation::Isolation;
 use crate::walk::sizer::Sizer;
+use seldom::Seldom;
 
 /// The longest wait for a database that does not answer.
 const LONGEST_WAIT_TO_CONNECT: Duration = Duration::from_secs(5);
@@ -90,6 +92,11 @@ pub(super) struct Worker {
     /// Connections in a row that could not be had. Not held against the job: a server that restarts, a
     /// password that was changed.
     connect_failures: u32,
+    /// What every batch might bring is logged now and then: failures, of each kind, and rows set aside.
+    told_failures: Seldom<Failure>,
+    told_aside: Seldom<()>,
+    /// Whether the batches that fail just now were told of.
+    is_failure_told: bool,
     last_checkpoint: Instant,
     last_report: Instant,
 }
@@ -121,6 +128,9 @@ impl Worker {
             known: None,
             failures: 0,
             connect_failures: 0,
+            told_failures: Seldom::new(REPORT_EVERY),
+            told_aside: Seldom::new(REPORT_EVERY),
+            is_failure_told: false,
             last_checkpoint: now,
             last_report: now,
             database,
@@ -163,7 +173,7 @@ impl Worker {
                 Ok(client) => client,
                 Err(error) => {
                     self.connect_failures = self.connect_failures.saturating_add(1);
-                    tracing::debug!(job = %self.claim.job, %error, "waiting for the database");
+                    tracing::debug!(job = %self.claim.job, slice = self.claim.number, %error, "waiting for the database");
                     self.back_off(self.connect_failures, LONGEST_WAIT_TO_CONNECT).await;
                     continue;
                 }
@@ -279,9 +289,13 @@ impl Worker {
 
     async fn committed(&mut self, client: Object, batch: &Committed, usual_rows: u64) -> Option<Ended> {
         self.reconcile(batch.before);
-        let job = &self.claim.job;
+        let (job, slice) = (&self.claim.job, self.claim.number);
         if self.failures > 0 {
-            tracing::info!(job, slice = self.claim.number, failures = self.failures, "going on");
+            if std::mem::take(&mut self.is_failure_told) {
+                tracing::info!(%job, slice, failures = self.failures, "going on");
+            } else {
+                tracing::debug!(%job, slice, failures = self.failures, "going on");
+            }
             self.failures = 0;
         }
         metrics::rows(job, batch.rows_scanned, batch.rows_changed, batch.rows_quarantined);
@@ -297,7 +311,11 @@ impl Worker {
         self.pace.add(batch.rows_scanned, self.last_checkpoint.elapsed());
         self.last_checkpoint = Instant::now();
         if let Some(row) = &batch.set_aside {
-            tracing::warn!(job, key = ?row.key, error = %row.message, "row set aside in quarantine");
+            if self.told_aside.is_due((), Instant::now()) {
+                tracing::warn!(%job, slice, key = ?row.key, error = %row.message, "row set aside in quarantine");
+            } else {
+                tracing::debug!(%job, slice, key = ?row.key, error = %row.message, "row set aside in quarantine");
+            }
         }
         if batch.finished {
             return Some(Ended::Finished);
@@ -360,11 +378,11 @@ impl Worker {
             // Not handed back to the pool: nobody knows what state it is in.
             drop(Object::take(client));
         }
-        let (job, step) = (self.claim.job.clone(), error.step);
+        let (job, slice, step) = (self.claim.job.clone(), self.claim.number, error.step);
         let reason = describe(&error.error);
         match failure {
             Failure::Data if rows > 1 && step == Step::Rows => {
-                tracing::debug!(job, rows, error = %reason, "narrowing down to the row that cannot be changed");
+                tracing::debug!(%job, slice, rows, error = %reason, "narrowing down to the row that cannot be changed");
                 metrics::retried(&job, failure);
                 self.isolation.failed(rows);
                 return None;
@@ -382,7 +400,7 @@ impl Worker {
         }
         if error.error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) {
             // An administrator has stopped all writing, or this is a standby by now: no fault of the job's.
-            tracing::debug!(job, "the database is read-only; waiting");
+            tracing::debug!(%job, slice, "the database is read-only; waiting");
             self.back_off(READ_ONLY_FAILURES, LONGEST_WAIT_TO_CONNECT).await;
             return None;
         }
@@ -399,11 +417,11 @@ impl Worker {
         }
         metrics::retried(&self.claim.job, failure);
         // The first of a series for everybody, the rest for whoever looks closer.
-        if self.failures == 1 {
-            tracing::warn!(job, slice = self.claim.number, ?step, error = %reason, "batch failed, trying again");
+        if self.failures == 1 && self.told_failures.is_due(failure, Instant::now()) {
+            self.is_failure_told = true;
+            tracing::warn!(%job, slice, ?step, error = %reason, "batch failed, trying again");
         } else {
-            tracing::debug!(job, slice = self.claim.number, ?step, error = %reason, failures = self.failures,
-                            "batch failed, trying again");
+            tracing::debug!(%job, slice, ?step, error = %reason, failures = self.failures, "batch failed, trying again");
         }
         self.back_off(self.failures, LONGEST_WAIT_TO_RETRY).await;
         None

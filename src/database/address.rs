@@ -17,8 +17,9 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::failure::describe;
 use super::parameters::{self, Taken};
-use super::password::{Login, PasswordFileError, Passwords};
+use super::password::{Login, Passwords};
 use super::repeated::Pooler;
+use super::secret_file::SecretFileError;
 use super::tls::{self, Roots, RootsError, SslMode};
 
 /// How long sent data may stay unacknowledged: a host that vanished is noticed within this.
@@ -75,7 +76,7 @@ pub enum TargetError {
     Roots(#[from] RootsError),
     /// The password file cannot be used.
     #[error(transparent)]
-    PasswordFile(#[from] PasswordFileError),
+    PasswordFile(#[from] SecretFileError),
     /// Nothing says which database to use.
     #[error(
         "no database is configured: give --database-url, or set database.url in the configuration file, DATABASE_URL, or the libpq variables (PGHOST, PGDATABASE, ...)"
@@ -179,7 +180,7 @@ impl Address {
     }
 
     /// The password for one of the servers.
-    pub(super) fn password(&self, place: &Place) -> Result<Option<SecretString>, PasswordFileError> {
+    pub(super) fn password(&self, place: &Place) -> Result<Option<SecretString>, SecretFileError> {
         let address = place.address.map(|address| address.to_string());
         let host = match &place.host {
             Host::Tcp(name) => name.as_str(),
@@ -193,6 +194,12 @@ impl Address {
     /// The database's name, which is the user's unless given.
     pub(super) fn database(&self) -> &str {
         self.options.get_dbname().or(self.options.get_user()).unwrap_or_default()
+    }
+
+    /// Servers and database, without whoever logs in.
+    pub(super) fn place(&self) -> String {
+        let places: Vec<String> = self.places.iter().map(ToString::to_string).collect();
+        format!("{}/{}", places.join(","), self.database())
     }
 
     /// Whether this and `other` are the same database on the same servers, however one logs in.

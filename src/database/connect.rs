@@ -12,7 +12,7 @@ use tokio_postgres::{Client, Config, Connection, Error, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::address::{Address, Place, TargetError};
-use super::failure::describe;
+use super::failure::{Failure, describe};
 use super::generation::Generation;
 use super::tls::{self, SslMode};
 
@@ -22,6 +22,9 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(3);
 
 const CHECK_HOST: &str = ": check host and port, and that the server runs";
+const NAME_THE_PRIMARY: &str = ": it is a replica or set to be read-only (name the primary in the address)";
+// What PgBouncer says of a session's options.
+const SET_POOLER: &str = ": if this is a pooler in transaction mode, set database.pooler = \"transaction\"";
 
 /// A connection that could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +38,8 @@ pub enum ConnectError {
         reason: String,
         /// What to do, with its leading separator.
         advice: String,
+        /// It may pass by itself: no server was reached, or one that is starting, stopping, full or read-only.
+        may_pass: bool,
     },
     /// What is needed to log in cannot be had: a file is missing.
     #[error("cannot connect to {target}: {error}")]
@@ -49,6 +54,18 @@ pub enum ConnectError {
     PoolExhausted(String),
 }
 
+impl ConnectError {
+    /// Whether the same attempt may succeed later with nobody changing anything here.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Refused { may_pass, .. } => *may_pass,
+            Self::Access { .. } => false,
+            Self::PoolExhausted(_) => true,
+        }
+    }
+}
+
 /// What drives a connection when it is polled.
 pub(super) type Driver = Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
 
@@ -60,6 +77,7 @@ struct Attempt {
     place: String,
     reason: String,
     advice: String,
+    may_pass: bool,
 }
 
 /// Connects to the first server of `address` that takes us.
@@ -179,11 +197,24 @@ async fn log_in(
 
 impl Attempt {
     fn told(place: &Place, reason: String) -> Self {
-        Self { place: place.to_string(), reason, advice: CHECK_HOST.to_owned() }
+        Self { place: place.to_string(), reason, advice: CHECK_HOST.to_owned(), may_pass: true }
     }
 
     fn failed(address: &Address, place: &Place, error: &Error) -> Self {
-        Self { place: place.to_string(), reason: describe(error), advice: advice(address, error) }
+        let advice = advice(address, error);
+        let may_pass = may_pass(error, &advice);
+        Self { place: place.to_string(), reason: describe(error), advice, may_pass }
+    }
+}
+
+/// Whether an error is one of a server that is away, or not yet or no longer what it should be.
+fn may_pass(error: &Error, advice: &str) -> bool {
+    match error.code() {
+        // A missing password and certificates have advice of their own.
+        None => advice == CHECK_HOST || advice == NAME_THE_PRIMARY,
+        Some(_) => {
+            advice != SET_POOLER && matches!(Failure::of(error), Failure::Connection | Failure::Resources)
+        }
     }
 }
 
@@ -200,16 +231,11 @@ fn advice(address: &Address, error: &Error) -> String {
         "" if missing_password => {
             ": give a password in database.password_file, PGPASSWORD, PGPASSFILE or the URL"
         }
-        "" if told.contains("does not allow writes") => {
-            ": it is a replica or set to be read-only (name the primary in the address)"
-        }
+        "" if told.contains("does not allow writes") => NAME_THE_PRIMARY,
         "28P01" | "28000" => ": check the user and the password, and pg_hba.conf on the server",
         "3D000" => ": create the database, or correct its name in database.url",
         "53300" => ": raise max_connections on the server, or lower database.pool_size",
-        // What PgBouncer says of a session's options.
-        "08P01" if told.contains("startup parameter") => {
-            ": if this is a pooler in transaction mode, set database.pooler = \"transaction\""
-        }
+        "08P01" if told.contains("startup parameter") => SET_POOLER,
         "" => CHECK_HOST,
         _ => "",
     };
@@ -231,6 +257,7 @@ fn told(address: &Address, attempts: &[Attempt]) -> ConnectError {
         target: address.to_string(),
         reason,
         advice: if reached.is_some() { String::new() } else { CHECK_HOST.to_owned() },
+        may_pass: attempts.iter().any(|attempt| attempt.may_pass),
     }
 }
 
@@ -258,13 +285,15 @@ pub(super) async fn generation(
 }
 
 fn lost(address: &Address, reason: String) -> ConnectError {
-    ConnectError::Refused { target: address.to_string(), reason, advice: CHECK_HOST.to_owned() }
+    let advice = CHECK_HOST.to_owned();
+    ConnectError::Refused { target: address.to_string(), reason, advice, may_pass: true }
 }
 
 /// The error of a statement that a new connection begins with.
 pub(super) fn refused(address: &Address, error: &Error) -> ConnectError {
     let advice = advice(address, error);
-    ConnectError::Refused { target: address.to_string(), reason: describe(error), advice }
+    let may_pass = may_pass(error, &advice);
+    ConnectError::Refused { target: address.to_string(), reason: describe(error), advice, may_pass }
 }
 
 #[cfg(test)]
@@ -294,6 +323,7 @@ mod tests {
             place: place.to_owned(),
             reason: format!("no {place}"),
             advice: advice.to_owned(),
+            may_pass: false,
         };
         let text = |attempts: &[Attempt]| {
             told(&address, attempts).to_string().rsplit_once("as \"me\": ").unwrap().1.to_owned()

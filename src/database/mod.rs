@@ -12,6 +12,7 @@ mod parameters;
 mod password;
 mod pool;
 mod repeated;
+mod secret_file;
 mod target;
 mod tls;
 
@@ -19,9 +20,9 @@ pub use address::{Access, TargetError};
 pub use connect::ConnectError;
 pub use failure::{Failure, describe, describe_with_detail};
 pub use key_value::{KeyValue, key_parameters};
-pub use password::PasswordFileError;
 pub use pool::{Connector, Database, Object};
 pub use repeated::{Pooler, Repeated};
+pub use secret_file::{SecretFile, SecretFileError};
 pub use target::Target;
 pub use tls::{RootsError, SslMode};
 

@@ -9,13 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use secrecy::SecretString;
 
-/// A password file that cannot be used. Nothing of what is in it is told.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("database.password_file = {path}: {reason}", path = .path.display())]
-pub struct PasswordFileError {
-    path: PathBuf,
-    reason: String,
-}
+use super::secret_file::{SecretFile, SecretFileError};
 
 /// The sources of a password that are no variables. None of them is ever shown.
 #[derive(Debug)]
@@ -49,12 +43,12 @@ impl Passwords {
     }
 
     /// The password for `login`; none is right too where the server asks for none.
-    pub(super) fn find(&self, login: Login<'_>) -> Result<Option<SecretString>, PasswordFileError> {
+    pub(super) fn find(&self, login: Login<'_>) -> Result<Option<SecretString>, SecretFileError> {
         if let Some(password) = &self.of_url {
             return Ok(Some(password.clone()));
         }
-        if let Some(path) = self.file() {
-            return self.read(&path).map(Some);
+        if let Some(file) = self.file() {
+            return self.read(&file).map(Some);
         }
         if let Some(password) = variable("PGPASSWORD") {
             return Ok(Some(password.into()));
@@ -63,48 +57,27 @@ impl Passwords {
     }
 
     /// Whether the password file, where there is one, can be used at this moment.
-    pub(super) fn check(&self) -> Result<(), PasswordFileError> {
+    pub(super) fn check(&self) -> Result<(), SecretFileError> {
         match self.file() {
-            Some(path) if self.of_url.is_none() => self.read(&path).map(drop),
+            Some(file) if self.of_url.is_none() => self.read(&file).map(drop),
             _ => Ok(()),
         }
     }
 
-    /// A relative path is one in the folder of systemd's credentials, where there is such a folder.
-    fn file(&self) -> Option<PathBuf> {
-        let path = self.file.as_ref()?;
-        Some(match variable("CREDENTIALS_DIRECTORY") {
-            Some(folder) => Path::new(&folder).join(path),
-            None => path.clone(),
-        })
+    fn file(&self) -> Option<SecretFile> {
+        Some(SecretFile::new("database.password_file", self.file.as_ref()?))
     }
 
-    fn read(&self, path: &Path) -> Result<SecretString, PasswordFileError> {
-        let wrong = |reason: String| PasswordFileError { path: path.to_owned(), reason };
-        let text = fs::read_to_string(path).map_err(|error| match error.kind() {
-            // What is in it must not be repeated.
-            std::io::ErrorKind::InvalidData => {
-                wrong("is not UTF-8 text: write the password alone".to_owned())
-            }
-            _ => wrong(format!("cannot be read: {error}")),
-        })?;
-        // As editors and `echo` end it; all else may be part of the password.
-        let password = text.strip_suffix('\n').unwrap_or(&text);
-        let password = password.strip_suffix('\r').unwrap_or(password);
-        if password.is_empty() {
-            return Err(wrong("is empty: write the password into it, on one line".to_owned()));
-        }
-        if password.contains('\n') {
-            return Err(wrong("has more than one line: write the password alone".to_owned()));
-        }
+    fn read(&self, file: &SecretFile) -> Result<SecretString, SecretFileError> {
+        let password = file.read()?;
         // Groups are how a container's or a unit's secret is shared; the world is a mistake.
-        if mode(path).is_some_and(|mode| mode & 0o007 != 0) {
+        if file.is_for_everybody() {
             self.tell_once(
-                path,
+                file.path(),
                 "everybody on this machine may use this file: chmod o= would keep it from them",
             );
         }
-        Ok(password.into())
+        Ok(password)
     }
 
     /// The password in `PGPASSFILE` or `~/.pgpass`, by libpq's rules.
@@ -135,10 +108,6 @@ impl Passwords {
             tracing::warn!(path = %path.display(), "{what}");
         }
     }
-}
-
-fn mode(path: &Path) -> Option<u32> {
-    Some(fs::metadata(path).ok()?.permissions().mode())
 }
 
 fn variable(name: &str) -> Option<String> {

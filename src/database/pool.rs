@@ -96,6 +96,7 @@ impl Database {
                 target: self.target.to_string(),
                 reason: other.to_string(),
                 advice: ": check host and port, and that the server runs".to_owned(),
+                may_pass: true,
             },
         })
     }

@@ -67,6 +67,12 @@ impl Target {
         self.address().pooler
     }
 
+    /// Servers and database, without whoever logs in: `db1:5432,db2:5432/shop`.
+    #[must_use]
+    pub fn place(&self) -> String {
+        self.address().place()
+    }
+
     /// Looks whether the files that connecting needs can be used.
     pub fn check_files(&self) -> Result<(), TargetError> {
         let address = self.address();
@@ -226,6 +232,7 @@ mod tests {
         let target = target("postgres://app:hunter2@db.internal:6432/shop").unwrap();
         let shown = format!("{target} {target:?} {:?}", target.address().passwords);
         assert_eq!(target.to_string(), "database \"shop\" on db.internal:6432 as \"app\"");
+        assert_eq!(target.place(), "db.internal:6432/shop");
         assert!(!shown.contains("hunter2"), "{shown}");
     }
 

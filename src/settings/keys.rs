@@ -34,7 +34,14 @@ pub(super) const KNOWN_KEYS: KnownKeys = KnownKeys {
                 ("lease", Kind::Duration),
             ],
         },
-        Section { path: "http", keys: &[("listen", Kind::Address)] },
+        Section {
+            path: "http",
+            keys: &[("listen", Kind::Address), ("token_file", Kind::Text), ("allowed_hosts", Kind::Texts)],
+        },
+        Section {
+            path: "notify",
+            keys: &[("url", Kind::Text), ("token_file", Kind::Text), ("after", Kind::Duration)],
+        },
         Section {
             path: "log",
             keys: &[
@@ -135,13 +142,9 @@ pub(super) const KNOWN_KEYS: KnownKeys = KnownKeys {
             ],
         },
     ],
-    not_yet: &[
-        NotYet {
-            path: "database.password",
-            advice: "write it into a file and name that in database.password_file, or use PGPASSWORD",
-        },
-        NotYet { path: "notify", advice: "watch the metric backfilld_job_state, or run `backfilld wait`" },
-        NotYet { path: "http.token_file", advice: "nothing can be changed over HTTP in this version" },
-    ],
+    not_yet: &[NotYet {
+        path: "database.password",
+        advice: "write it into a file and name that in database.password_file, or use PGPASSWORD",
+    }],
     free: &[],
 };

@@ -2,11 +2,12 @@
 //!
 //! `config/backfilld.toml` in the project has every key with its default.
 
+mod http;
 mod keys;
+mod notify;
 pub mod throttle;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,7 +17,9 @@ use serde::Deserialize;
 
 use crate::database::{Access, Pooler, SslMode, Target, TargetError};
 use crate::job::known_keys::{self, Kind, Source};
+pub use http::HttpSettings;
 use keys::KNOWN_KEYS;
+pub use notify::NotifySettings;
 pub use throttle::ThrottleSettings;
 
 /// Read when it exists and no other file is named.
@@ -67,8 +70,10 @@ pub struct Settings {
     pub daemon: DaemonSettings,
     /// How fast, and what decides it.
     pub throttle: ThrottleSettings,
-    /// Metrics and health.
+    /// Metrics, health, the API, the console.
     pub http: HttpSettings,
+    /// Where it is told what becomes of jobs.
+    pub notify: NotifySettings,
     /// What is logged.
     pub log: LogSettings,
 }
@@ -174,20 +179,6 @@ impl DaemonSettings {
         self.name.clone().unwrap_or_else(|| {
             format!("{}:{}", gethostname::gethostname().to_string_lossy(), std::process::id())
         })
-    }
-}
-
-/// `[http]`
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default)]
-pub struct HttpSettings {
-    /// Address and port; port 0 for any free one.
-    pub listen: SocketAddr,
-}
-
-impl Default for HttpSettings {
-    fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9797)) }
     }
 }
 
@@ -361,6 +352,9 @@ impl Settings {
             schema.is_empty() || schema.len() > 63 || schema.starts_with("pg_"),
             "state.schema must have 1 to 63 characters and not begin with pg_",
         );
+        for problem in self.notify.problems() {
+            wrong(true, &problem);
+        }
         problems.extend(self.throttle.problems(&self.database.access()).into_iter().map(|problem| {
             // Of two keys that contradict each other, the one that a variable set: it was set last.
             let keys = problem.split(' ').map(|word| word.trim_end_matches([':', ',']));
@@ -470,8 +464,6 @@ mod tests {
             load("", &[("BACKFILLD__LOG__LEVLE", "debug")]).unwrap_err(),
             "BACKFILLD__LOG__LEVLE: unknown key log.levle: did you mean level?"
         );
-        let told = load("[notify]\nurl = 'http://h/'\n", &[]).unwrap_err();
-        assert!(told.contains("notify is not supported"), "{told}");
     }
 
     #[test]

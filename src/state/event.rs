@@ -63,16 +63,18 @@ pub async fn list(
             &[(&job, Type::TEXT), (&after, Type::INT8), (&limit, Type::INT8)],
         )
         .await?;
-    Ok(rows
-        .iter()
-        .map(|row| Event {
-            id: row.get(0),
-            at: row.get(1),
-            job: row.get(2),
-            kind: row.get(3),
-            actor: row.get(4),
-            role: row.get(5),
-            reason: row.get(6),
-        })
-        .collect())
+    Ok(rows.iter().map(read).collect())
+}
+
+/// An event of a row with its columns in the order of [`Event`].
+pub(super) fn read(row: &tokio_postgres::Row) -> Event {
+    Event {
+        id: row.get(0),
+        at: row.get(1),
+        job: row.get(2),
+        kind: row.get(3),
+        actor: row.get(4),
+        role: row.get(5),
+        reason: row.get(6),
+    }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use postgres_types::{ToSql, Type};
 use serde_json::Value;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, GenericClient, Transaction};
 
 use super::{Actor, State, StateError, event, pass, slice};
@@ -260,6 +261,27 @@ pub async fn quiesce(client: &mut Client, state: &State, name: &str) -> Result<(
     close_gate(&transaction, state, name).await?;
     transaction.commit().await?;
     Ok(())
+}
+
+/// As [`quiesce`], for so long at most. False: a batch is in flight all the same.
+pub async fn quiesce_within(
+    client: &mut Client,
+    state: &State,
+    name: &str,
+    patience: Duration,
+) -> Result<bool, StateError> {
+    let transaction = client.transaction().await?;
+    let close = format!(
+        "SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = 0; SELECT pg_advisory_xact_lock({})",
+        patience.as_millis(),
+        gate_key(state, name)
+    );
+    match transaction.batch_execute(&close).await {
+        Ok(()) => transaction.commit().await?,
+        Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    }
+    Ok(true)
 }
 
 /// Every batch passes its job's gate, a shared lock that it keeps to the end of its transaction;

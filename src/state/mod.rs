@@ -9,6 +9,7 @@ pub mod event;
 pub mod finish;
 pub mod heartbeat;
 pub mod job;
+pub mod notification;
 pub mod pass;
 pub mod quarantine;
 pub mod slice;

@@ -85,17 +85,18 @@ pub async fn count(client: &impl GenericClient, state: &State, job: &str) -> Res
     Ok(row.get(0))
 }
 
-/// The rows of a job that are set aside, in the order in which they were.
+/// The rows of a job that are set aside, in the order in which they were; `limit` of them at most.
 pub async fn list(
     client: &impl GenericClient,
     state: &State,
     job: &str,
+    limit: i64,
 ) -> Result<Vec<Quarantined>, StateError> {
     let rows = client
         .query_typed(
             &state
-                .sql("SELECT id, key, sqlstate, message, at, table_oid FROM {s}.quarantine WHERE job = $1 ORDER BY id"),
-            &[(&job, Type::TEXT)],
+                .sql("SELECT id, key, sqlstate, message, at, table_oid FROM {s}.quarantine WHERE job = $1 ORDER BY id LIMIT $2"),
+            &[(&job, Type::TEXT), (&limit, Type::INT8)],
         )
         .await?;
     let read = |row: &tokio_postgres::Row| Quarantined {

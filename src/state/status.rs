@@ -87,6 +87,75 @@ pub async fn of(client: &impl GenericClient, state: &State, name: &str) -> Resul
     }
 }
 
+/// A slice of a job, for whoever looks.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SliceStatus {
+    /// Its number within the job.
+    pub number: i32,
+    /// 0: of the walk. From 1 on: of this sweep.
+    pub sweep: i32,
+    /// The partition that it is of.
+    pub partition: Option<String>,
+    /// Its first key.
+    pub first_key: Vec<String>,
+    /// Its last key.
+    pub last_key: Vec<String>,
+    /// The last key that was done.
+    pub cursor_key: Option<Vec<String>>,
+    /// Rows passed over.
+    pub rows_scanned: i64,
+    /// Rows changed.
+    pub rows_changed: i64,
+    /// About how many rows it has.
+    pub estimated_rows: i64,
+    /// The pace, when it last moved.
+    pub rows_per_second: f64,
+    /// Who works on it.
+    pub owner: Option<String>,
+    /// When its last batch was committed.
+    pub checkpoint_at: Option<Timestamp>,
+    /// When it was done.
+    pub finished_at: Option<Timestamp>,
+}
+
+/// The slices of the pass that a job is in, those that are not done first; `limit` of them at most.
+pub async fn slices(
+    client: &impl GenericClient,
+    state: &State,
+    job: &str,
+    limit: i64,
+) -> Result<Vec<SliceStatus>, StateError> {
+    let rows = client
+        .query_typed(
+            &state.sql(
+                "SELECT number, sweep, table_oid::regclass::text, first_key, last_key, cursor_key, rows_scanned,
+                        rows_changed, greatest(estimated_rows, rows_scanned), rows_per_second, owner, checkpoint_at,
+                        finished_at
+                 FROM {s}.slice
+                 WHERE job = $1 AND sweep = (SELECT max(sweep) FROM {s}.slice WHERE job = $1)
+                 ORDER BY finished_at IS NOT NULL, number LIMIT $2",
+            ),
+            &[(&job, Type::TEXT), (&limit, Type::INT8)],
+        )
+        .await?;
+    let read = |row: &tokio_postgres::Row| SliceStatus {
+        number: row.get(0),
+        sweep: row.get(1),
+        partition: row.get(2),
+        first_key: row.get(3),
+        last_key: row.get(4),
+        cursor_key: row.get(5),
+        rows_scanned: row.get(6),
+        rows_changed: row.get(7),
+        estimated_rows: row.get(8),
+        rows_per_second: row.get(9),
+        owner: row.get(10),
+        checkpoint_at: row.get(11),
+        finished_at: row.get(12),
+    };
+    Ok(rows.iter().map(read).collect())
+}
+
 fn parse(row: Value) -> Result<Status, StateError> {
     serde_json::from_value(row).map_err(|error| StateError::Malformed(error.to_string()))
 }

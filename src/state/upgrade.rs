@@ -23,6 +23,7 @@ const UPGRADES: &[Upgrade] = &[
     Upgrade { version: 7, name: "finish", sql: include_str!("upgrades/0007_finish.sql") },
     Upgrade { version: 8, name: "fence", sql: include_str!("upgrades/0008_fence.sql") },
     Upgrade { version: 9, name: "held", sql: include_str!("upgrades/0009_held.sql") },
+    Upgrade { version: 10, name: "notify", sql: include_str!("upgrades/0010_notify.sql") },
 ];
 
 /// The version that this program reads and writes.

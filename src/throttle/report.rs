@@ -17,6 +17,20 @@ pub struct Report {
     pub signals: Vec<SignalReport>,
     /// Each job that is walked.
     pub jobs: BTreeMap<String, JobReport>,
+    /// When it was made, for whoever looks later; none of one that was read from the database, or that is no more.
+    #[serde(skip)]
+    pub made: Option<Made>,
+}
+
+/// When a report was made, and for how long it holds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Made {
+    /// When.
+    pub at: Instant,
+    /// The next one is there before it is so old, or nobody makes them any more.
+    pub next_within: Duration,
+    /// A reading that is older is not known.
+    pub stale_after: Duration,
 }
 
 /// One reading of one signal.
@@ -93,7 +107,7 @@ impl Report {
             };
             (tick.job.clone(), report)
         };
-        Self { signals, jobs: jobs.iter().map(job).collect() }
+        Self { signals, jobs: jobs.iter().map(job).collect(), made: None }
     }
 }
 

@@ -238,7 +238,7 @@ impl Supervisor {
         let watched = if let Some(watched) = of_parts {
             watched
         } else {
-            let reads = reads(client, keyset).await;
+            let reads = reads(client, name, keyset).await;
             Watched { oid: keyset.table.oid, name: keyset.table.to_string(), reads }
         };
         if job.preflight.parts.is_some() {
@@ -273,13 +273,13 @@ pub(super) struct Examined {
 }
 
 /// A few rows to be read by their keys; none when they cannot be had, which is no reason not to walk.
-async fn reads(client: &mut Client, keyset: &Keyset) -> Vec<KeyRead> {
+async fn reads(client: &mut Client, job: &str, keyset: &Keyset) -> Vec<KeyRead> {
     let Some(sql) = read::by_key_sql(keyset) else { return Vec::new() };
     match sample(client, keyset).await {
         Ok(keys) => keys.into_iter().map(|key| KeyRead { sql: sql.clone(), key }).collect(),
         Err(error) => {
             let reason = describe(&error);
-            tracing::warn!(table = %keyset.table, reason, "no rows to probe the table with; its latency is not measured");
+            tracing::warn!(%job, table = %keyset.table, reason, "no rows to probe the table with; its latency is not measured");
             Vec::new()
         }
     }

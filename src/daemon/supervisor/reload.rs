@@ -28,6 +28,8 @@ impl Supervisor {
         let fixed = [
             ("state.schema", new.state.schema == old.state.schema),
             ("http.listen", new.http.listen == old.http.listen),
+            ("http.token_file", new.http.token_file == old.http.token_file),
+            ("http.allowed_hosts", new.http.allowed_hosts == old.http.allowed_hosts),
             ("log.format", new.log.format == old.log.format),
             ("daemon.name", new.daemon.name == old.daemon.name),
             ("database.pool_size", new.database.pool_size == old.database.pool_size),
@@ -58,6 +60,7 @@ impl Supervisor {
         if new.throttle != old.throttle || !same_login || has_replicas {
             self.throttle.reconfigure(new.throttle.clone(), new.database.access());
         }
+        self.notifier.reconfigure(new.notify.clone());
         self.keeper.set_lease(new.daemon.lease);
         self.options.settings = new;
         tracing::info!("configuration reloaded");

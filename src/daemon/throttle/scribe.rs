@@ -55,9 +55,17 @@ impl Scribe {
         self.side.clone().expect("there is no tick once the throttle has finished")
     }
 
+    /// What the last tick has found.
+    pub(super) fn report(&self) -> watch::Receiver<Report> {
+        self.side().report.subscribe()
+    }
+
     /// Writes what waits, unless that takes too long. Every other side must be gone.
     pub(super) async fn finish(&mut self, within: Duration) {
-        self.side = None;
+        // Nobody looks any more: what was seen last holds no longer.
+        if let Some(side) = self.side.take() {
+            side.report.send_replace(Report::default());
+        }
         if tokio::time::timeout(within, &mut self.writing).await.is_err() {
             self.writing.abort();
             // Until it has let go of its connection. An error says that it was aborted.

@@ -21,13 +21,13 @@ impl Worker {
     /// Ends the job as failed. When even that cannot be written down, the slice is handed back or its
     /// lease runs out, and whoever takes it up meets the same error.
     pub(super) async fn fail(&self, reason: &str) -> Ended {
-        tracing::error!(job = %self.claim.job, reason, "job failed");
+        tracing::error!(job = %self.claim.job, slice = self.claim.number, reason, "job failed");
         let (state, job) = (&self.state, &self.claim.job);
         let told = self.bounded(WORDS_TIMEOUT, async |client| {
             job::fail(&***client, state, job, reason, &self.actor).await.map_err(|error| error.to_string())
         });
         if let Err(error) = told.await {
-            tracing::warn!(%job, error, "cannot write down that the job failed");
+            tracing::warn!(%job, slice = self.claim.number, error, "cannot write down that the job failed");
         }
         Ended::Failed
     }
@@ -52,10 +52,13 @@ impl Worker {
             Ok(estimated_rows) => {
                 tracing::info!(job = %self.claim.job, slice = self.claim.number,
                                rows_scanned = totals.rows_scanned, rows_changed = totals.rows_changed,
+                               rows_quarantined = totals.rows_quarantined,
                                estimated_rows, rows_per_second = self.pace.rows_per_second().round(),
                                batch_rows = batch.rows_scanned, "walking");
             }
-            Err(error) => tracing::debug!(job = %self.claim.job, error, "no new estimate"),
+            Err(error) => {
+                tracing::debug!(job = %self.claim.job, slice = self.claim.number, error, "no new estimate");
+            }
         }
     }
 

@@ -20,7 +20,6 @@ use super::reading::{Reading, seconds};
 mod active_queries;
 mod autovacuum;
 mod flag_file;
-mod http;
 mod prometheus;
 mod query_latency;
 mod replica;

@@ -9,9 +9,9 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
-use super::http::Address;
 use super::{Signal, bounded};
 use crate::throttle::reading::{Figure, Reading};
+use crate::web::Address;
 
 /// The most of a text of others that goes into a message.
 const TOLD_CHARACTERS: usize = 200;
@@ -52,11 +52,11 @@ impl Signal for Prometheus {
         // Whole units alone: a server before 3.0 knows no fraction of one.
         let milliseconds = within.as_millis();
         let path = format!("/api/v1/query?query={query}&timeout={milliseconds}ms");
-        let (status, body) = bounded(within, address.get(&path))
+        let answer = bounded(within, address.get(&path))
             .await
             .map_err(|error| format!("{}: {error}", address.host_and_port()))?;
-        let (subject, figure) =
-            read_answer(status, &body).map_err(|error| format!("{}: {error}", address.host_and_port()))?;
+        let (subject, figure) = read_answer(answer.status, &answer.body)
+            .map_err(|error| format!("{}: {error}", address.host_and_port()))?;
         Ok(vec![Reading::new(subject, figure, Instant::now())])
     }
 }

@@ -1,0 +1,206 @@
+//! The last hour of this daemon, sampled: what each job and each signal was, beside its limit.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::Json;
+use axum::extract::{Query, State as Shared};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::Told;
+use super::answer::Answer;
+use crate::state::status::Status;
+use crate::throttle::report::Report;
+
+/// An hour of one each five seconds.
+const SAMPLES: usize = 720;
+/// Jobs of a sample at most, so that thousands of them do not become a matter of memory.
+const JOBS: usize = 64;
+
+/// The samples, oldest first.
+#[derive(Debug, Clone, Default)]
+pub struct History(Arc<Mutex<VecDeque<Arc<Sample>>>>);
+
+#[derive(Debug, Clone)]
+struct Sample {
+    at: Timestamp,
+    jobs: Vec<(Box<str>, Point)>,
+    signals: Vec<Read>,
+}
+
+/// A reading of a signal.
+#[derive(Debug, Clone)]
+struct Read {
+    signal: Box<str>,
+    subject: Box<str>,
+    unit: Option<Box<str>>,
+    point: Point,
+}
+
+/// What was read, and its limit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Point {
+    value: Option<f64>,
+    limit: Option<f64>,
+}
+
+impl History {
+    /// Takes a sample: the jobs that run, and each reading of the throttle.
+    pub fn take(&self, at: Timestamp, jobs: &[Status], report: &Report) {
+        let running = jobs.iter().filter(|job| job.state == "running" && job.workers > 0);
+        let jobs = running.take(JOBS).map(|job| {
+            let limit =
+                report.jobs.get(&job.name).map(|job| job.rows_per_second).filter(|limit| limit.is_finite());
+            (job.name.as_str().into(), Point { value: Some(job.rows_per_second), limit })
+        });
+        let signals = report.signals.iter().map(|of| Read {
+            signal: of.signal.as_str().into(),
+            subject: of.subject.as_str().into(),
+            unit: of.unit.as_deref().map(Box::from),
+            point: Point { value: of.reading, limit: of.limit },
+        });
+        let sample = Sample { at, jobs: jobs.collect(), signals: signals.collect() };
+        let mut samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while samples.len() >= SAMPLES {
+            samples.pop_front();
+        }
+        samples.push_back(Arc::new(sample));
+    }
+
+    /// The samples later than `after`, as columns.
+    fn since(&self, after: Timestamp) -> Columns {
+        // Put together outside the lock, which the supervisor needs.
+        let samples: Vec<Arc<Sample>> = {
+            let samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            samples.iter().filter(|sample| sample.at > after).cloned().collect()
+        };
+        let mut columns =
+            Columns { at: samples.iter().map(|sample| sample.at).collect(), ..Columns::default() };
+        let empty =
+            || Line { value: vec![None; samples.len()], limit: vec![None; samples.len()], ..Line::default() };
+        let mut signals: BTreeMap<(&str, &str, Option<&str>), Line> = BTreeMap::new();
+        for (index, sample) in samples.iter().enumerate() {
+            for (name, point) in &sample.jobs {
+                columns.jobs.entry(name.to_string()).or_insert_with(empty).set(index, *point);
+            }
+            for read in &sample.signals {
+                // A replica is read in seconds and in bytes.
+                let of = (&*read.signal, &*read.subject, read.unit.as_deref());
+                signals.entry(of).or_insert_with(empty).set(index, read.point);
+            }
+        }
+        columns.signals = signals
+            .into_iter()
+            .map(|((signal, subject, unit), line)| SignalLine {
+                name: signal.to_owned(),
+                subject: subject.to_owned(),
+                line: Line { unit: unit.map(ToOwned::to_owned), ..line },
+            })
+            .collect();
+        columns
+    }
+}
+
+/// Each line has one entry for each of `at`; null where there was none.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Columns {
+    at: Vec<Timestamp>,
+    jobs: BTreeMap<String, Line>,
+    signals: Vec<SignalLine>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Line {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unit: Option<String>,
+    value: Vec<Option<f64>>,
+    limit: Vec<Option<f64>>,
+}
+
+impl Line {
+    fn set(&mut self, index: usize, point: Point) {
+        self.value[index] = point.value;
+        self.limit[index] = point.limit;
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct SignalLine {
+    #[serde(rename = "signal")]
+    name: String,
+    subject: String,
+    #[serde(flatten)]
+    line: Line,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Asked {
+    /// Samples later than this.
+    after: Option<Timestamp>,
+}
+
+pub(super) async fn tell(
+    Shared(place): Told,
+    asked: Result<Query<Asked>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<Columns>, Answer> {
+    let Query(asked) = asked.map_err(|error| Answer::wrong(error.body_text()))?;
+    Ok(Json(place.history.since(asked.after.unwrap_or(Timestamp::MIN))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::throttle::report::SignalReport;
+
+    fn report(reading: f64) -> Report {
+        let signal = SignalReport {
+            signal: "query_latency".to_owned(),
+            subject: String::new(),
+            reading: Some(reading),
+            unit: Some("seconds".to_owned()),
+            limit: Some(0.01),
+            utilisation: None,
+            age_seconds: Some(0.0),
+            verdict: "open".to_owned(),
+            reason: String::new(),
+        };
+        Report { signals: vec![signal], ..Report::default() }
+    }
+
+    #[test]
+    fn it_keeps_an_hour_and_tells_what_is_new() {
+        let history = History::default();
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        for second in 0..1000 {
+            history.take(at(second), &[], &report(second as f64));
+        }
+        let all = history.since(Timestamp::MIN);
+        assert_eq!((all.at.len(), all.at[0]), (SAMPLES, at(280)));
+        let new = history.since(at(997));
+        assert_eq!(new.at, [at(998), at(999)]);
+        assert_eq!(new.signals[0].line.value, [Some(998.0), Some(999.0)]);
+        assert_eq!(new.signals[0].line.limit, [Some(0.01), Some(0.01)]);
+    }
+
+    #[test]
+    fn a_line_has_a_gap_where_its_signal_was_not_there() {
+        let history = History::default();
+        history.take(Timestamp::from_second(1).unwrap(), &[], &report(1.0));
+        history.take(Timestamp::from_second(2).unwrap(), &[], &Report::default());
+        assert_eq!(history.since(Timestamp::MIN).signals[0].line.value, [Some(1.0), None]);
+    }
+
+    #[test]
+    fn a_replica_has_a_line_for_each_unit() {
+        let history = History::default();
+        let mut both = report(1.0);
+        both.signals.push(SignalReport { unit: Some("bytes".to_owned()), ..both.signals[0].clone() });
+        both.signals[1].reading = Some(5e6);
+        history.take(Timestamp::from_second(1).unwrap(), &[], &both);
+        let lines = history.since(Timestamp::MIN).signals;
+        let told: Vec<_> = lines.iter().map(|of| (of.line.unit.as_deref(), of.line.value[0])).collect();
+        assert_eq!(told, [(Some("bytes"), Some(5e6)), (Some("seconds"), Some(1.0))]);
+    }
+}
