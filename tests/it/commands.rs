@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that unwraps fails with the place and the error")]
 
 mod ends;
+mod health;
 mod pause;
 mod shell;
 mod states;

@@ -81,6 +81,81 @@ async fn the_metrics_agree_with_the_database() {
 }
 
 #[tokio::test]
+async fn limits_stand_beside_what_they_limit() {
+    let database = Database::create().await;
+    let folder = tempfile::tempdir().unwrap();
+    let limits = "[throttle]\nmin_rows_per_second = 30\n[throttle.query_latency]\nmax_p99 = '250ms'\n";
+    let config = |lag: &str| {
+        job_file(folder.path(), "backfilld.toml", &format!("{limits}[throttle.replication_lag]\n{lag}\n"))
+    };
+    let path = config("target = '2s'\nmax = '7s'");
+    // Whatever other tests have set, it is the file's that counts here.
+    let no_limit = [("BACKFILLD__THROTTLE__QUERY_LATENCY__MAX_P99", "")];
+    let daemon = Daemon::start_with(database.url(), &["--config", path.to_str().unwrap()], &no_limit);
+    let address = address(&daemon);
+    let shows = async |expected: [(&str, f64); 4]| {
+        until(&format!("the metrics to show {expected:?}"), PATIENCE, async || {
+            let (_, body) = get(&address, "/metrics");
+            let shown = |(series, limit): &(&str, f64)| value(&body, series) == Some(*limit);
+            expected.iter().all(shown).then_some(())
+        })
+        .await;
+    };
+    shows([
+        ("backfilld_query_latency_limit_seconds", 0.25),
+        ("backfilld_rate_limit_min_rows_per_second", 30.0),
+        ("backfilld_replication_lag_limit_seconds{limit=\"target\"}", 2.0),
+        ("backfilld_replication_lag_limit_seconds{limit=\"max\"}", 7.0),
+    ])
+    .await;
+    config("target = '500ms'\nmax = '3s'");
+    daemon.signal("HUP");
+    shows([
+        ("backfilld_query_latency_limit_seconds", 0.25),
+        ("backfilld_rate_limit_min_rows_per_second", 30.0),
+        ("backfilld_replication_lag_limit_seconds{limit=\"target\"}", 0.5),
+        ("backfilld_replication_lag_limit_seconds{limit=\"max\"}", 3.0),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_set_aside_is_shown_by_every_daemon_until_the_job_is_gone() {
+    let database = Database::create().await;
+    let client = database.connect().await;
+    client
+        .batch_execute(
+            "CREATE TABLE items (id bigint PRIMARY KEY, tenth int);
+             INSERT INTO items SELECT n, NULL FROM generate_series(0, 99) n",
+        )
+        .await
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let text = "name = 'a'\ntable = 'items'\n[update]\nset = { tenth = '10 / (id % 50)' }\nwhere = 'true'\n";
+    let file = job_file(folder.path(), "a.toml", text);
+    let run = backfilld_with(database.url(), &["run", "--until-idle", "--job", file.to_str().unwrap()], &[]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    // This one has set nothing aside itself.
+    let daemon = Daemon::start(database.url(), &[]);
+    let address = address(&daemon);
+    let (aside, complete) =
+        ("backfilld_job_quarantined_rows{job=\"a\"}", "backfilld_job_state{job=\"a\",state=\"complete\"}");
+    let metrics = until("the job to be shown", PATIENCE, async || {
+        let (_, body) = get(&address, "/metrics");
+        value(&body, complete).map(|_| body)
+    })
+    .await;
+    assert_eq!((value(&metrics, aside), value(&metrics, complete)), (Some(2.0), Some(1.0)), "{metrics}");
+    assert_eq!(value(&metrics, "backfilld_rows_quarantined_total{job=\"a\"}"), None, "{metrics}");
+    client.batch_execute("DELETE FROM backfilld.job").await.unwrap();
+    until("the job to be in no state", PATIENCE, async || {
+        let (_, body) = get(&address, "/metrics");
+        (value(&body, complete) == Some(0.0) && value(&body, aside)?.is_nan()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn health_is_of_the_process_and_readiness_of_the_database() {
     let server = Server::start();
     let database = Database::create_on(&server).await;

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms from the lowest to the highest: each may use those before it.
-const ROOMS: [&str; 10] =
-    ["database", "state", "throttle", "walk", "finish", "job", "settings", "http", "daemon", "cli"];
+const ROOMS: [&str; 11] =
+    ["database", "web", "state", "throttle", "walk", "finish", "job", "settings", "http", "daemon", "cli"];
 
 const LINES_AT_MOST: usize = 520;
 

@@ -153,14 +153,22 @@ fn what_contradicts_itself_or_makes_no_sense() {
     tells(&format!("[state]\nschema = '{}'\n", "x".repeat(64)), &["state.schema"]);
 }
 
+/// A webhook's path is its password.
 #[test]
-fn what_is_not_supported_yet_is_refused_by_name() {
-    for (text, key) in [
-        ("[notify]\nurl = 'http://127.0.0.1/'\n", "notify"),
-        ("[http]\ntoken_file = 'x'\n", "http.token_file"),
+fn a_receiver_of_notifications_that_cannot_be() {
+    for (text, said) in [
+        ("url = 'hooks.example.com/hunter2'", "notify.url must begin with http:// or https://"),
+        ("url = 'https://h/'\ntoken_file = ['a']", "notify.token_file"),
+        ("url = 5", "notify.url must be a text"),
+        ("after = 'soon'", "notify.after must be a duration"),
+        ("after = '0s'", "notify.after must be from 1s to 7d"),
+        ("token_file = '/x'", "notify.token_file is of no use without notify.url"),
+        ("uri = 'https://h/hunter2'", "unknown key notify.uri: did you mean url?"),
     ] {
-        tells(text, &[&format!("{key} is not supported by backfilld")]);
+        tells(&format!("[notify]\n{text}\n"), &[said]);
     }
+    let (run, _) = with_file(NOWHERE, "[notify]\nurl = 'hooks.example.com/hunter2'\n", &["status"]);
+    assert!(!format!("{run:?}").contains("hunter2"), "{run:?}");
 }
 
 /// It must not send the reader to a key that is refused in turn.

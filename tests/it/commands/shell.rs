@@ -76,7 +76,8 @@ fn completions_need_no_configuration_and_are_right_for_each_shell() {
         for command in COMMANDS {
             assert!(run.stdout.contains(command), "{shell}: {command}");
         }
-        assert!(run.stdout.contains("until-idle"), "{shell}");
+        assert!(run.stdout.contains("until-idle") && run.stdout.contains("database-url"), "{shell}");
+        assert!(!run.stdout.contains("manual pages"), "{shell} offers what is hidden");
         // Where the shell is installed, it says whether it can read the script.
         let script = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(script.path(), &run.stdout).unwrap();
@@ -84,6 +85,58 @@ fn completions_need_no_configuration_and_are_right_for_each_shell() {
             assert!(read.status.success(), "{shell}: {}", String::from_utf8_lossy(&read.stderr));
         }
     }
+}
+
+/// The commands that the help names.
+fn commands() -> Vec<String> {
+    let help = backfilld("", &["--help"]).stdout;
+    let (_, list) = help.split_once("Commands:\n").unwrap();
+    let listed = list.lines().map_while(|line| line.strip_prefix("  "));
+    // A description that is too long for one line goes on further to the right.
+    let mut names: Vec<String> = listed
+        .filter(|line| !line.starts_with(' '))
+        .map(|line| line.split(' ').next().unwrap().to_owned())
+        .collect();
+    assert_eq!(names.pop().as_deref(), Some("help"));
+    assert!(COMMANDS.iter().all(|command| names.iter().any(|name| name == command)), "{names:?}");
+    names
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("share/man");
+    let run = backfilld("", &["man", "--out", out.to_str().unwrap()]);
+    assert_eq!((run.code, run.stdout.as_str(), run.stderr.as_str()), (0, "", ""));
+    let mut expected: Vec<String> = commands()
+        .iter()
+        .map(|command| format!("backfilld-{command}.1"))
+        .chain(["backfilld.1".into()])
+        .collect();
+    expected.sort();
+    let mut pages: Vec<String> = std::fs::read_dir(&out)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    pages.sort();
+    assert_eq!(pages, expected);
+    let page = std::fs::read_to_string(out.join("backfilld-pause.1")).unwrap();
+    let version = concat!("backfilld ", env!("CARGO_PKG_VERSION"));
+    for part in [version, "\\-\\-no\\-wait", "\\-\\-database\\-url", "Resume by itself after this time"] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+    // Where it is installed, groff says whether it can read them.
+    for page in &pages {
+        let read = Command::new("groff").args(["-man", "-ww", "-z", "-Tutf8"]).arg(out.join(page)).output();
+        if let Ok(read) = read {
+            assert_eq!(String::from_utf8_lossy(&read.stderr), "", "{page}");
+        }
+    }
+    // Where they cannot be written, it says so.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let run = backfilld("", &["man", "--out", file.path().to_str().unwrap()]);
+    assert_eq!(run.code, 1);
+    assert!(run.stderr.contains("cannot write the manual pages to"), "{run:?}");
 }
 
 /// Runs the program with nobody at the other end of standard output or standard error; returns how

@@ -19,8 +19,7 @@ async fn is_survived_at(moment: Moment, nth: usize, statement: Statement) {
         scene.assert_exactly_once(0, &told).await;
         assert_eq!(scene.number(BATCHES_DONE).await, BATCHES, "batches, {told}");
         if case.fault != Fault::Kill {
-            let failed =
-                format!("batch failed, trying again job=\"counted\" slice=0 step={}", step(statement));
+            let failed = format!("batch failed, trying again job=counted slice=0 step={}", step(statement));
             assert!(log.contains(&failed), "no {failed:?}, {told}");
         }
         let noticed = log.contains("the batch whose COMMIT was not answered had been committed");

@@ -19,7 +19,9 @@ pub(crate) mod database;
 pub(crate) mod guard;
 pub(crate) mod patroni;
 pub(crate) mod pgbouncer;
+pub(crate) mod prometheus;
 pub(crate) mod proxy;
+pub(crate) mod receiver;
 pub(crate) mod server;
 pub(crate) mod wire;
 

@@ -16,13 +16,13 @@ PATIENCE_SECONDS = 60
 
 
 class Server:
-    """A server of PostgreSQL on a free port, in a folder of its own."""
+    """A server of PostgreSQL on a free port, in a folder of its own: a primary, or a replica of one."""
 
-    def __init__(self) -> None:
+    def __init__(self, primary: "Server | None" = None) -> None:
         bindir = subprocess.run(
             [ROOT / "scripts/postgres-bindir"], check=True, capture_output=True, text=True
         ).stdout.strip()
-        self.folder = Path(tempfile.mkdtemp(prefix="backfilld-django-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="backfilld-test-"))
         account = []
         # PostgreSQL refuses to run as root.
         if os.geteuid() == 0:
@@ -30,14 +30,17 @@ class Server:
             os.chown(self.folder, postgres.pw_uid, postgres.pw_gid)
             account = ["--reuid=postgres", "--regid=postgres", "--clear-groups"]
         data = self.folder / "data"
+        if primary is None:
+            make = [f"{bindir}/initdb", f"--pgdata={data}", "--username=postgres", "--auth=trust",
+                    "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"]  # fmt: skip
+        else:
+            make = [f"{bindir}/pg_basebackup", f"--pgdata={data}", f"--dbname={primary.url('postgres')}",
+                    "--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync"]  # fmt: skip
         subprocess.run(
-            ["setpriv", *account, "--pdeathsig=KILL", f"{bindir}/initdb", f"--pgdata={data}",
-             "--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"],
+            ["setpriv", *account, "--pdeathsig=KILL", *make],
             check=True, stdout=subprocess.DEVNULL, cwd=self.folder,
         )  # fmt: skip
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.log = (self.folder / "log").open("wb")
         settings = {
             "listen_addresses": "127.0.0.1",
@@ -77,9 +80,9 @@ class Server:
 
 
 class Daemon:
-    """``backfilld run``."""
+    """``backfilld run``; `settings` are variables such as ``BACKFILLD__LOG__LEVEL``."""
 
-    def __init__(self, url: str, log: Path) -> None:
+    def __init__(self, url: str, log: Path, **settings: str) -> None:
         self.log = log
         environment = {
             **os.environ,
@@ -87,6 +90,7 @@ class Daemon:
             "BACKFILLD__HTTP__LISTEN": "127.0.0.1:0",
             # What these servers can bear is not what is tested here.
             "BACKFILLD__THROTTLE__QUERY_LATENCY__MAX_P99": "10s",
+            **settings,
         }
         with log.open("wb") as out:
             self.process = subprocess.Popen(
@@ -106,6 +110,12 @@ def backfilld(url: str, *arguments: str) -> str:
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     return run.stdout
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def wait_until(what: str, look: Callable[[], bool]) -> None:

@@ -1,0 +1,271 @@
+"""The console in a real browser: what it shows while things happen, and what each of its buttons does."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from conftest import TOKEN, Site
+from servers import ROOT, backfilld, wait_until
+
+JOB = "users-name-filled"
+ROWS = 200_000
+#: Waits for what a daemon does; the page itself looks every two seconds.
+PATIENCE_MS = 60_000
+#: Where pictures for the documentation go, when they are wanted: see scripts/test-http.
+PICTURES = os.environ.get("PICTURES")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        # As root there is no sandbox to be had; it opens pages of this test only.
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, site: Site) -> Iterator[Page]:
+    """The console; the test fails when the page has thrown an error or met its own content security policy."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    expect.set_options(timeout=PATIENCE_MS)
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if "Content Security" in message.text else None)
+    outside: list[str] = []
+    page.on("request", lambda request: outside.append(request.url) if not request.url.startswith(site.url) else None)
+    page.goto(site.url)
+    yield page
+    context.close()
+    assert wrong == [] and outside == []
+
+
+def fill(site: Site, table: str = "users", rows: int = ROWS) -> None:
+    site.sql(f"""CREATE TABLE {table} (id bigint PRIMARY KEY, value text NOT NULL, filled text);
+                 INSERT INTO {table} SELECT n, 'name ' || n, NULL FROM generate_series(1, {rows}) n;
+                 ANALYZE {table}""")
+
+
+def walk(site: Site, *more: str) -> None:
+    """A job that takes minutes, unless it is tuned."""
+    fill(site)
+    site.submit(JOB, "users", "filled IS NULL", "[limits]", "rows_per_second = 500", *more)
+
+
+def card(page: Page, job: str = JOB):
+    return page.get_by_role("article", name=job)
+
+
+def press(page: Page, button: str, job: str = JOB) -> None:
+    card(page, job).get_by_role("button", name=button).click()
+
+
+def give_token(page: Page, token: str = TOKEN) -> None:
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Token").fill(token)
+    dialog.get_by_role("button", name="Use it").click()
+
+
+def scanned(page: Page) -> int:
+    told = card(page).locator("dd").nth(2).inner_text()
+    return int(told.split(" of ")[0].replace(",", ""))
+
+
+def test_a_job_is_followed_without_a_reload(site: Site, page: Page) -> None:
+    expect(page.get_by_text("No job is known here")).to_be_visible()
+    walk(site)
+    expect(card(page).locator(".state")).to_have_text("running")
+    expect(card(page).locator(".why")).to_contain_text("limits.rows_per_second = 500")
+    expect(card(page).locator("dd").nth(3)).to_have_text(re.compile(r"^[1-9][\d,]* rows/s$"))
+    seen = scanned(page)
+    wait_until("more rows are told", lambda: scanned(page) > seen)
+    assert card(page).get_by_role("progressbar").get_attribute("value") != "0"
+    expect(page.get_by_role("table").nth(-1)).to_contain_text("submitted")
+
+
+def test_charts_have_their_limits_and_say_in_words_what_they_show(site: Site, page: Page) -> None:
+    walk(site)
+    for title in ["Rate of each job", "p99 of queries", "Replication lag"]:
+        figure = page.locator("figure", has=page.get_by_text(title, exact=True))
+        drawing = figure.get_by_role("img")
+        expect(drawing).to_have_attribute("aria-label", re.compile(rf"^{title}, the last \d+ minutes\. .*now [\d,.]+ (ms|s|rows/s).*limit [\d,.]+ "))
+        expect(figure.locator(".legend .of-limit").first).to_be_visible()
+        expect(figure.locator("path.series-0")).to_have_attribute("d", re.compile(r"^M.*L"))
+
+
+def test_each_button_does_what_it_says(site: Site, page: Page) -> None:
+    walk(site)
+    expect(card(page).locator(".state")).to_have_text("running")
+    press(page, "Pause")
+    give_token(page)
+    expect(page.locator("#said")).to_have_text(f"job {JOB} is paused; no batch is in flight")
+    assert site.state(JOB) == "paused"
+    expect(card(page).locator(".state")).to_have_text("paused")
+    expect(card(page).get_by_role("button", name="Pause")).to_be_hidden()
+    # The token is asked for once.
+    press(page, "Resume")
+    expect(card(page).locator(".state")).to_have_text("running")
+    assert site.state(JOB) == "running"
+
+    press(page, "Tune")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("rows_per_second").fill("700")
+    dialog.get_by_label("batch.target_duration").fill("never")
+    dialog.get_by_role("button", name="Tune").click()
+    # What is wrong is told where it was written, which stays as it was.
+    expect(dialog.get_by_role("alert")).to_contain_text("batch.target_duration")
+    expect(dialog.get_by_label("rows_per_second")).to_have_value("700")
+    dialog.get_by_label("batch.target_duration").fill("40ms")
+    dialog.get_by_role("button", name="Tune").click()
+    expect(card(page).locator(".why")).to_contain_text("limits.rows_per_second = 700")
+    tuned = site.sql(f"SELECT spec -> 'limits' -> 'rows_per_second' = '700', spec -> 'batch' ->> 'target_duration' FROM backfilld.job WHERE name = '{JOB}'")
+    assert tuned == "t|40ms"
+
+    press(page, "Cancel")
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("What it has changed stays changed")
+    dialog.get_by_role("button", name="Leave it").click()
+    assert site.state(JOB) == "running"
+    press(page, "Cancel")
+    dialog.get_by_role("button", name=f"Cancel {JOB}").click()
+    expect(card(page).locator(".state")).to_have_text("cancelled")
+    assert site.state(JOB) == "cancelled"
+    press(page, "Retry")
+    expect(card(page).locator(".state")).to_have_text("running")
+    actors = site.sql("SELECT DISTINCT actor FROM backfilld.event WHERE kind IN ('paused', 'resumed', 'tuned', 'cancelled')")
+    assert actors == "HTTP from 127.0.0.1"
+
+
+def test_a_job_that_waits_for_a_person_is_approved(site: Site, page: Page) -> None:
+    fill(site, rows=1000)
+    job = site.folder / "held.toml"
+    job.write_text(f'name = "{JOB}"\ntable = "users"\nhold_before = ["start"]\n[update]\nset = {{ filled = "value" }}\nwhere = "filled IS NULL"\n')
+    backfilld(site.database, "submit", str(job))
+    expect(card(page).locator(".why")).to_contain_text("approve")
+    press(page, "Approve")
+    give_token(page)
+    expect(card(page).locator(".state")).to_have_text("complete")
+    expect(card(page).locator("dd").first).to_have_text("100.0 %")
+
+
+def test_a_wrong_token_changes_nothing_and_is_asked_for_again(site: Site, page: Page) -> None:
+    walk(site)
+    press(page, "Pause")
+    give_token(page, "guessed")
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("Not accepted: the token is not the one in http.token_file")
+    assert site.state(JOB) == "running"
+    dialog.get_by_role("button", name="Leave").click()
+    expect(page.locator("#said")).to_have_text("Nothing was changed.")
+    assert site.state(JOB) == "running"
+    press(page, "Pause")
+    give_token(page)
+    expect(card(page).locator(".state")).to_have_text("paused")
+    # It stands nowhere that outlives the tab.
+    kept = page.evaluate("[document.cookie, Object.keys(localStorage).length, location.href]")
+    assert kept == ["", 0, f"{site.url}/"]
+
+
+def test_a_daemon_that_is_gone_and_comes_back(site: Site, page: Page) -> None:
+    walk(site)
+    expect(card(page).locator(".state")).to_have_text("running")
+    expect(page.locator("#connection")).to_have_text("live")
+    site.kill()
+    expect(page.locator("#connection")).to_have_text("away")
+    expect(page.get_by_role("alert").first).to_contain_text("The daemon does not answer")
+    expect(card(page)).to_be_visible()
+    site.start()
+    expect(page.locator("#connection")).to_have_text("live")
+    expect(page.locator("#away")).to_be_hidden()
+    expect(card(page).locator(".state")).to_have_text("running")
+
+
+def test_one_job_in_detail(site: Site, page: Page) -> None:
+    fill(site, rows=2000)
+    site.sql("ALTER TABLE users ADD CHECK (filled <> 'name 7')")
+    site.submit(JOB, "users", "filled IS NULL")
+    card(page).get_by_role("link", name=JOB).click()
+    expect(page.get_by_role("heading", level=1, name=JOB)).to_be_focused()
+    expect(page.locator("#quarantine")).to_contain_text("23514")
+    expect(page.locator("#quarantine td").first).to_have_text("7")
+    expect(page.locator("#slices-told")).to_contain_text("done")
+    expect(card(page).locator(".why")).to_contain_text("1 row could not be changed")
+    page.get_by_text("The job file").click()
+    expect(page.locator("#spec")).to_contain_text('"filled": "value"')
+    # What the database says is shown as text, whatever it is.
+    assert "<" not in page.locator("#quarantine").inner_text()
+    page.go_back()
+    expect(page.get_by_role("heading", level=1, name="Jobs")).to_be_visible()
+    page.goto(f"{site.url}/#/jobs/never-heard-of")
+    expect(page.get_by_role("heading", level=1)).to_have_text("There is no job never-heard-of")
+
+
+def test_all_of_it_by_keyboard(site: Site, page: Page) -> None:
+    walk(site)
+    expect(card(page).get_by_role("button", name="Pause")).to_be_enabled()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the jobs")).to_be_focused()
+    page.keyboard.press("Enter")
+    for _ in range(10):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.dataset.action") == "pause":
+            break
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog").get_by_label("Token")).to_be_focused()
+    page.keyboard.type(TOKEN)
+    page.keyboard.press("Enter")
+    expect(page.locator("#said")).to_contain_text("is paused")
+    assert site.state(JOB) == "paused"
+    # Escape leaves a dialog, and the focus is where it was.
+    resume = card(page).get_by_role("button", name="Cancel")
+    resume.focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
+    expect(resume).to_be_focused()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_it_fits_and_can_be_read(site: Site, page: Page, width: int, scheme: str) -> None:
+    """No sideways scrolling, and none of axe's rules broken: contrast, names, landmarks and the like."""
+    walk(site)
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 800})
+    expect(page.locator("figure").nth(1)).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # A thumb hits what is this high.
+    heights = page.locator("button:visible").evaluate_all("all => all.map((one) => one.getBoundingClientRect().height)")
+    assert heights and min(heights) >= 40
+    broken = Axe().run(page).response["violations"]
+    assert [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in broken] == []
+
+
+def test_pictures(site: Site, page: Page) -> None:
+    """What the README shows."""
+    if PICTURES is None:
+        pytest.skip("PICTURES names no folder: see scripts/test-http")
+    folder = Path(ROOT / PICTURES)
+    # Again, with a limit that these servers come close to.
+    site.kill()
+    site.settings["BACKFILLD__THROTTLE__QUERY_LATENCY__MAX_P99"] = "30ms"
+    site.settings["BACKFILLD__DAEMON__NAME"] = "db7"
+    site.start()
+    fill(site)
+    fill(site, "orders", 1000)
+    site.submit("orders-value-filled", "orders", "filled IS NULL")
+    site.submit(JOB, "users", "filled IS NULL", "[limits]", "rows_per_second = 1500")
+    expect(card(page).locator(".state")).to_have_text("running")
+    page.wait_for_timeout(90_000)
+    page.set_viewport_size({"width": 1280, "height": 1010})
+    page.screenshot(path=folder / "console.png")
+    page.emulate_media(color_scheme="dark")
+    page.screenshot(path=folder / "console-dark.png")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.screenshot(path=folder / "console-phone.png")
