@@ -1,6 +1,6 @@
 # What a person or CI types. Each target installs what it misses.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test chaos test-versions test-patroni test-django lint bench bench-growth bench-scale bench-locks bench-throttle clean
+.PHONY: help build demo pictures test chaos soak test-versions test-patroni test-django deb test-deb test-container lint bench bench-growth bench-scale bench-locks bench-throttle clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,13 +14,22 @@ demo: build ## watch half a million rows being backfilled on a live PostgreSQL, 
 
 test: ## every test, on real PostgreSQL servers
 	@scripts/install-deps
-	@scripts/install-tools pgbouncer python
+	@scripts/install-tools pgbouncer python prometheus systemd curl chromium deploy
 	cargo test --locked
+	@scripts/test-rules
+	@scripts/test-http
 	@scripts/test-django 5.2
+	@scripts/test-deploy
 
 chaos: ## 20 minutes of every fault at random; CHAOS_SECONDS and CHAOS_SEED change time and faults
 	@scripts/install-deps
 	CHAOS_SECONDS=$${CHAOS_SECONDS:-1200} cargo test --locked --test chaos whatever -- --nocapture
+
+soak: ## an hour with everything on: memory, log, metrics beside the database; SOAK_SECONDS changes the time
+	@scripts/install-deps
+	@scripts/install-tools prometheus python chromium
+	cargo build --release --locked
+	@scripts/test-http --soak $(or $(SOAK_SECONDS),3600)
 
 test-versions: ## what depends on the server's version, on PostgreSQL 14, 16, 17 and 18
 	@scripts/install-deps
@@ -32,19 +41,42 @@ test-patroni: ## a switchover and a failover by Patroni and etcd, in the middle 
 	@scripts/install-tools patroni etcd
 	cargo test --locked --test it patroni -- --ignored
 
+pictures: ## the pictures of the console in docs/img, by a browser
+	@scripts/install-deps
+	@scripts/install-tools python chromium
+	cargo build --locked
+	@scripts/test-http --pictures
+
 test-django: ## migrations of Django 5.2, 6.0 and 6.1 with the package in integrations/django
 	@scripts/install-deps
 	@scripts/install-tools python
 	cargo build --locked
 	@scripts/test-django 5.2 6.0 6.1
 
-lint: ## formatting, clippy, licences and sources of dependencies, shell scripts
+deb: ## the Debian package: target/debian/backfilld_*.deb
+	@scripts/install-deps
+	@scripts/install-tools cargo-deb
+	@scripts/build-deb
+
+test-deb: ## the Debian package in a fresh Debian under systemd: installed, run, upgraded, purged; needs root, a few minutes
+	@scripts/install-deps
+	@scripts/install-tools cargo-deb systemd mmdebstrap
+	@scripts/test-deb
+
+test-container: ## the image by the Dockerfile, built and run without a registry; needs root, some minutes the first time
+	@scripts/install-deps
+	@scripts/install-tools containers mmdebstrap
+	@scripts/test-container
+
+lint: ## formatting, clippy, licences and sources of dependencies, shell scripts, the Dockerfile, the dashboard
 	@scripts/install-deps
 	@scripts/install-lint-tools
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 	cargo deny --locked check licenses bans sources
 	@scripts/lint-shell
+	@scripts/lint-dockerfile
+	@scripts/check-dashboard
 
 bench: ## rows a second, one worker and two, beside what people use today; the README's plot; about 40 minutes
 	@scripts/install-deps
