@@ -94,6 +94,7 @@ fn note(job: &Status) -> String {
         "pending" | "paused" | "finishing" if job.throttle.zone == Zone::Paused.name() => {
             notes.extend(job.throttle.reason.clone());
         }
+        "paused" => notes.extend(job.resume_at.map(|at| format!("goes on by itself at {at:.0}"))),
         "pending" => notes.push("waits for a daemon".to_owned()),
         "running" => notes.extend(throttled(job)),
         _ => {}

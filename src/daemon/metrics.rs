@@ -38,6 +38,7 @@ pub(super) fn install() -> Result<PrometheusHandle, String> {
     for outcome in [Notification::Sent, Notification::Failed, Notification::GivenUp] {
         counter!("backfilld_notifications_total", "outcome" => outcome.name()).absolute(0);
     }
+    notification_waiting(0.0);
     gauge!("backfilld_build_info", "version" => env!("CARGO_PKG_VERSION"),
            "revision" => option_env!("BACKFILLD_REVISION").unwrap_or("unknown"))
     .set(1.0);
@@ -116,6 +117,10 @@ fn describe() {
         "backfilld_notifications_total",
         "Notifications by what became of them: sent; failed, since the receiver refused it; given up after a day."
     );
+    describe_gauge!(
+        "backfilld_notification_waiting_seconds",
+        "How old the oldest notification is that is still to be sent; 0: none is, or nobody is notified."
+    );
     describe_gauge!("backfilld_database_up", "Whether the last exchange with the database succeeded.");
     describe_gauge!("backfilld_build_info", "Version and revision of the program.");
 }
@@ -170,6 +175,11 @@ impl Notification {
 /// A notification that was sent, or never will be.
 pub(super) fn notification(outcome: Notification) {
     counter!("backfilld_notifications_total", "outcome" => outcome.name()).increment(1);
+}
+
+/// How old the oldest notification is that is still to be sent.
+pub(super) fn notification_waiting(seconds: f64) {
+    gauge!("backfilld_notification_waiting_seconds").set(seconds);
 }
 
 /// How many slices are in hand.

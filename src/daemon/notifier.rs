@@ -119,6 +119,7 @@ impl Work {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         announce(&settings.borrow());
+        let mut is_wanted = settings.borrow().receiver().is_some();
         loop {
             let has_changed = tokio::select! {
                 // An error says that the supervisor is gone.
@@ -130,7 +131,14 @@ impl Work {
             if has_changed {
                 announce(&now);
             }
-            let Some(receiver) = now.receiver() else { continue };
+            let Some(receiver) = now.receiver() else {
+                if std::mem::take(&mut is_wanted) {
+                    tracing::info!("notify.url is empty now: notifications are sent no more");
+                    metrics::notification_waiting(0.0);
+                }
+                continue;
+            };
+            is_wanted = true;
             let done =
                 self.round(&receiver, &now, LOOK_EVERY.mul_f64(0.9), || stopped.borrow().is_none()).await;
             self.told(done.map(|_| ()));
@@ -189,6 +197,9 @@ impl Work {
                 break;
             }
         }
+        let waiting =
+            self.asking(async |client, state| notification::waiting_seconds(&***client, state).await);
+        metrics::notification_waiting(waiting.await?);
         Ok(has_looked)
     }
 

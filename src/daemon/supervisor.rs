@@ -267,7 +267,8 @@ impl Supervisor {
                 Ok(None) => self.database_answers(),
                 Ok(Some(ending)) => {
                     self.systemd.stopping(FAREWELLS.saturating_add(LAST_NOTIFICATIONS));
-                    self.notifier.finish(Last::Insist, LAST_NOTIFICATIONS).await;
+                    // Unless somebody asks for a stop meanwhile.
+                    let _ = signals.race(self.notifier.finish(Last::Insist, LAST_NOTIFICATIONS)).await;
                     self.goodbye("no job is left to run").await;
                     return ending;
                 }

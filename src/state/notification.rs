@@ -352,6 +352,13 @@ pub async fn put_off(
     Ok(())
 }
 
+/// How old the oldest notification is that is still to be sent, in seconds; 0: there is none.
+pub async fn waiting_seconds(client: &impl GenericClient, state: &State) -> Result<f64, StateError> {
+    let sql = "SELECT coalesce(greatest(extract(epoch FROM clock_timestamp() - min(made_at)), 0), 0)::double precision
+               FROM {s}.notification WHERE ended_at IS NULL";
+    Ok(client.query_typed_one(&state.sql(sql), &[]).await?.get(0))
+}
+
 /// How many notifications are to be sent within this time.
 pub async fn left(client: &impl GenericClient, state: &State, within: Duration) -> Result<i64, StateError> {
     let sql = "SELECT count(*) FROM {s}.notification

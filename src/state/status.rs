@@ -51,6 +51,8 @@ pub struct Status {
     pub error: Option<String>,
     /// 0: it is walked, or has ended. From 1 on: the pass behind the walk that it is in; the figures are of that.
     pub sweep: i32,
+    /// When a job that is paused goes on by itself; none when somebody has to resume it.
+    pub resume_at: Option<Timestamp>,
 }
 
 /// What holds a job back.

@@ -24,6 +24,7 @@ const UPGRADES: &[Upgrade] = &[
     Upgrade { version: 8, name: "fence", sql: include_str!("upgrades/0008_fence.sql") },
     Upgrade { version: 9, name: "held", sql: include_str!("upgrades/0009_held.sql") },
     Upgrade { version: 10, name: "notify", sql: include_str!("upgrades/0010_notify.sql") },
+    Upgrade { version: 11, name: "resume_at", sql: include_str!("upgrades/0011_resume_at.sql") },
 ];
 
 /// The version that this program reads and writes.

@@ -187,6 +187,53 @@ def test_a_daemon_that_is_gone_and_comes_back(site: Site, page: Page) -> None:
     expect(card(page).locator(".state")).to_have_text("running")
 
 
+def test_a_database_that_is_gone_and_comes_back(site: Site, page: Page) -> None:
+    """The daemon still answers: it is told what is away, and what is shown stays."""
+    walk(site)
+    expect(card(page).locator(".state")).to_have_text("running")
+    on_it = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{site.name}'"
+    site.primary.run_psql("postgres", f"ALTER DATABASE {site.name} ALLOW_CONNECTIONS false; {on_it}").check_returncode()
+    expect(page.locator("#connection")).to_have_text("in part")
+    expect(page.get_by_role("alert").first).to_contain_text("The daemon is here, but cannot tell how its jobs stand")
+    expect(card(page)).to_be_visible()
+    site.primary.run_psql("postgres", f"ALTER DATABASE {site.name} ALLOW_CONNECTIONS true").check_returncode()
+    expect(page.locator("#connection")).to_have_text("live")
+    expect(page.locator("#away")).to_be_hidden()
+    expect(card(page).locator(".state")).to_have_text("running")
+
+
+def test_a_pause_that_ends_by_itself_says_when(site: Site, page: Page) -> None:
+    walk(site)
+    backfilld(site.database, "pause", JOB, "--for", "2h")
+    expect(card(page).locator(".why")).to_have_text(re.compile(r"^Paused until [\d: -]+; then it goes on by itself\.$"))
+    backfilld(site.database, "pause", JOB)
+    expect(card(page).locator(".why")).to_have_text("Paused until somebody resumes it.")
+
+
+def test_jobs_that_have_ended_are_folded_away(site: Site, page: Page) -> None:
+    fill(site, rows=1)
+    old = "jsonb_build_object('table', 'users', 'update', '{\"set\": {\"filled\": \"value\"}, \"where\": \"filled IS NULL\"}'::jsonb, 'hold_before', '[\"start\"]'::jsonb)"
+    site.sql(f"SELECT backfilld.submit('old-' || n, {old}), backfilld.cancel('old-' || n) FROM generate_series(1, 15) n")
+    expect(page.get_by_text("3 more that have ended")).to_be_visible()
+    assert page.get_by_role("article").count() == 12
+    page.get_by_text("3 more that have ended").click()
+    expect(page.get_by_role("article")).to_have_count(15)
+
+
+def test_going_to_and_fro_does_not_ask_more_often(site: Site, page: Page) -> None:
+    walk(site)
+    expect(card(page).locator(".state")).to_have_text("running")
+    for _ in range(10):
+        page.evaluate(f"location.hash = '#/jobs/{JOB}'; 0")
+        page.evaluate("location.hash = '#/'; 0")
+    expect(page.locator("#connection")).to_have_text("live")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/api/v1/daemon") else None)
+    page.wait_for_timeout(9_000)
+    # One each two seconds, and one more that was wanted before.
+    assert 1 <= len(asked) <= 6
+
+
 def test_one_job_in_detail(site: Site, page: Page) -> None:
     fill(site, rows=2000)
     site.sql("ALTER TABLE users ADD CHECK (filled <> 'name 7')")
@@ -223,6 +270,8 @@ def test_all_of_it_by_keyboard(site: Site, page: Page) -> None:
     page.keyboard.press("Enter")
     expect(page.locator("#said")).to_contain_text("is paused")
     assert site.state(JOB) == "paused"
+    # The button that takes the place of the one that was pressed has the focus.
+    expect(card(page).get_by_role("button", name="Resume")).to_be_focused()
     # Escape leaves a dialog, and the focus is where it was.
     resume = card(page).get_by_role("button", name="Cancel")
     resume.focus()

@@ -248,6 +248,10 @@ async fn a_receiver_that_was_away_gets_it_when_it_is_back() {
     let daemon = Daemon::start_with(database.url(), &["--job", &file], &environment);
     let line = daemon.wait_for_log("notification not delivered", PATIENCE);
     assert!(line.contains(&format!("http://127.0.0.1:{port}")) && line.contains("refused"), "{line}");
+    // How long it waits is told, and no more once it is sent.
+    let waits =
+        || value(&get(&address(&daemon), "/metrics").1, "backfilld_notification_waiting_seconds").unwrap();
+    until("it to be told that one waits", PATIENCE, async || (waits() > 0.0).then_some(())).await;
     let receiver = Receiver::start_on(port);
     receiver.answer(Some(503));
     receiver.wait_for(2, PATIENCE);
@@ -258,6 +262,7 @@ async fn a_receiver_that_was_away_gets_it_when_it_is_back() {
     let row = client.query_one("SELECT outcome, attempts FROM backfilld.notification", &[]).await.unwrap();
     assert_eq!(row.get::<_, &str>(0), "sent");
     assert!(row.get::<_, i32>(1) >= 4, "{row:?}");
+    until("none to wait", PATIENCE, async || (waits() == 0.0).then_some(())).await;
 }
 
 #[tokio::test]
@@ -521,6 +526,9 @@ async fn sighup_sends_to_another_receiver() {
         all_ended(&client).await;
     }
     assert!(receivers.iter().all(|receiver| receiver.posts().len() == 1));
+    std::fs::write(&config, "").unwrap();
+    daemon.signal("HUP");
+    daemon.wait_for_log("notifications are sent no more", PATIENCE);
 }
 
 /// Ids are given before a commit: the lower one may be seen later.

@@ -253,7 +253,7 @@ async fn a_reload_is_told_from_beginning_to_end() {
         assert!(begun.is_some_and(|begun| begun + 1 < seen.len()), "{seen:#?}");
         assert!(!seen[..seen.len() - 1].iter().any(|message| message.contains("READY=1")), "{seen:#?}");
     }
-    assert!(daemon.log().contains("configuration not reloaded"), "{}", daemon.log());
+    daemon.wait_for_log("configuration not reloaded", PATIENCE);
     assert_eq!(daemon.stop().code(), Some(0));
 }
 

@@ -104,14 +104,18 @@ impl Teller {
         }
         let pause_event = pause.filter(|_| job.state == "paused").map(|event| event.id);
         if pause_event.is_some() && notified.pause_event != pause_event {
-            (notified.paused_since, notified.pause_told, notified.pause_event) = (None, false, pause_event);
+            // Resumed and paused again between two looks. Whoever pauses what stood still before makes no new pause of it.
+            if notified.pause_event.is_some() {
+                (notified.paused_since, notified.pause_told) = (None, false);
+            }
+            notified.pause_event = pause_event;
         }
         if job.state == "running" && job.workers == 0 && notified.paused_since.is_some() {
             // Its daemon starts anew, perhaps: whether it stands still is not known now.
             return (news, notified);
         }
         let Some((reason, actor)) = stands_still(job, pause) else {
-            (notified.paused_since, notified.pause_told) = (None, false);
+            (notified.paused_since, notified.pause_told, notified.pause_event) = (None, false, None);
             return (news, notified);
         };
         let seen = *notified.paused_since.get_or_insert(now);
@@ -259,6 +263,7 @@ mod tests {
             finished_at: None,
             error: None,
             sweep: 0,
+            resume_at: None,
         }
     }
 
@@ -298,7 +303,44 @@ mod tests {
         };
         let mut notified = Notified::default();
         assert_eq!(told(0..4000, 10, &mut notified, by_signal), [(900, "paused"), (2910, "paused")]);
-        assert_eq!(notified, Notified::default());
+        assert_eq!(notified, Notified { submitted_at: Some(at(-100)), ..Notified::default() });
+    }
+
+    #[test]
+    fn a_daemon_that_starts_anew_begins_no_new_pause_and_a_job_submitted_anew_does() {
+        let by_signal = |second: i64| match second {
+            // Its slices are nobody's for a moment.
+            500..600 => Status { workers: 0, ..status("running", "open", None, 0) },
+            _ => status("running", "paused", Some("slots"), 0),
+        };
+        let mut notified = Notified::default();
+        assert_eq!(told(0..2000, 10, &mut notified, by_signal), [(900, "paused")]);
+        let anew = |_| Status { submitted_at: at(1990), ..status("running", "paused", Some("slots"), 0) };
+        assert_eq!(told(2000..4000, 10, &mut notified, anew), [(2900, "paused")]);
+    }
+
+    #[test]
+    fn a_pause_by_somebody_is_a_new_one_after_another_by_somebody_and_none_after_one_by_a_signal() {
+        let by_signal = Notified {
+            submitted_at: Some(at(-100)),
+            paused_since: Some(at(-2000)),
+            pause_told: true,
+            ..Notified::default()
+        };
+        let (first, job) = (event("paused", "asked to pause"), status("paused", "open", None, 0));
+        let told = |notified: &Notified, pause: &Event, second| {
+            let (news, then) = teller().standing(&job, notified, Some(pause), AFTER, at(second));
+            (news.len(), then)
+        };
+        let (none, then) = told(&by_signal, &first, 0);
+        assert_eq!((none, then.pause_event, then.pause_told), (0, Some(7), true));
+        assert_eq!(told(&then, &first, 9000).0, 0);
+        // Resumed and paused again before anybody looked.
+        let second = Event { id: 9, ..first.clone() };
+        let (none, then) = told(&then, &second, 9000);
+        assert_eq!((none, then.pause_event), (0, Some(9)));
+        let (once, then) = told(&then, &second, 9900);
+        assert_eq!((once, told(&then, &second, 20_000).0), (1, 0));
     }
 
     #[test]
@@ -316,7 +358,12 @@ mod tests {
 
     #[test]
     fn who_paused_it_is_told_and_since_when() {
-        let notified = Notified { paused_since: Some(at(0)), ..Notified::default() };
+        let notified = Notified {
+            submitted_at: Some(at(-100)),
+            pause_event: Some(7),
+            paused_since: Some(at(0)),
+            ..Notified::default()
+        };
         let pause = event("paused", "asked to pause");
         let job = status("paused", "open", None, 0);
         let (news, _) = teller().standing(&job, &notified, Some(&pause), AFTER, at(900));

@@ -86,6 +86,7 @@ mod tests {
             finished_at: None,
             error: None,
             sweep: 0,
+            resume_at: None,
         }
     }
 

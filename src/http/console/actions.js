@@ -4,6 +4,7 @@ import { Refused, change, get } from "./api.js";
 import { byId, element, mark, text } from "./dom.js";
 
 const KEPT = "backfilld.token";
+const TOLD_FOR_MS = 30 * 1000;
 /** What is tuned most, where it stands in the spec, and what may be written. */
 const FIELDS = [
   ["workers", "walk", "workers", "a whole number"],
@@ -23,11 +24,15 @@ function shown(dialog) {
   });
 }
 
+/** Tells what came of a change. What went well need not stay. */
 export function say(told, grave = "") {
   const line = byId("said");
   mark(line, grave);
   text(line, told);
+  clearTimeout(going);
+  if (grave === "") going = setTimeout(() => text(line, ""), TOLD_FOR_MS);
 }
+let going;
 
 export async function askToken(reason) {
   text(byId("token-why"), reason);
@@ -61,6 +66,8 @@ async function carryOut(path, body) {
 
 /** What the buttons do. */
 export async function act(action, name, button) {
+  // Pressed twice.
+  if (button.getAttribute("aria-busy") === "true") return;
   button.setAttribute("aria-busy", "true");
   try {
     if (action === "tune") {

@@ -26,8 +26,8 @@ async function ask(path, options, patience) {
   let response;
   try {
     response = await fetch(`/api/v1${path}`, { ...options, signal: AbortSignal.timeout(patience) });
-  } catch {
-    throw new Refused(0, "the daemon does not answer");
+  } catch (error) {
+    throw new Refused(0, error.name === "TimeoutError" ? `no answer within ${patience / 1000} s` : "the daemon does not answer");
   }
   let answer;
   try {

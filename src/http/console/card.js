@@ -62,10 +62,13 @@ export function update(card, job, limit, mayChange) {
   text(one(".why"), told);
   mark(one(".why"), grave);
   hide(one(".why"), told === "");
+  const focused = document.activeElement;
   for (const [action, , applies] of BUTTONS) {
     const button = one(`[data-action=${action}]`);
     hide(button, !applies(job));
     button.disabled = !mayChange;
     button.title = mayChange ? "" : "nothing can be changed over HTTP: the daemon has no http.token_file";
   }
+  // A button that goes hands its focus on: to the one that takes its place, if any does.
+  if (card.contains(focused) && focused.hidden) (one("button:not([hidden]):enabled") ?? one("a")).focus({ preventScroll: true });
 }

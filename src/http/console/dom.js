@@ -28,9 +28,13 @@ export function mark(node, value) {
 /** Makes `parent` have one child for each item, in order, and updates those that were there. */
 export function each(parent, items, keyOf, make, update) {
   const known = new Map([...parent.children].map((child) => [child.dataset.key, child]));
+  const focused = document.activeElement;
+  const seen = new Set();
   let place = parent.firstElementChild;
   for (const item of items) {
-    const key = keyOf(item);
+    let key = keyOf(item);
+    while (seen.has(key)) key += "+";
+    seen.add(key);
     let child = known.get(key);
     if (child === undefined) {
       child = make(item);
@@ -42,6 +46,8 @@ export function each(parent, items, keyOf, make, update) {
       place = place.nextElementSibling;
     } else {
       parent.insertBefore(child, place);
+      // Whoever moves in the document loses the focus.
+      if (child.contains(focused)) focused.focus({ preventScroll: true });
     }
   }
   for (const gone of known.values()) gone.remove();

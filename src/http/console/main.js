@@ -1,7 +1,7 @@
 // The console: asks the daemon every two seconds, and writes what it says into the page.
 
 import { Refused, get } from "./api.js";
-import { act, askToken } from "./actions.js";
+import { act, askToken, say } from "./actions.js";
 import * as card from "./card.js";
 import { Chart } from "./chart.js";
 import { byId, each, hide, mark, rows, text } from "./dom.js";
@@ -10,12 +10,21 @@ import { count, key, reading, some, time } from "./format.js";
 const EVERY_MS = 2000;
 const EVENTS = 50;
 const HOUR_MS = 3600 * 1000;
+/** Rows of a table, and jobs that have ended, that are shown. */
+const ROWS = 100;
+const ENDED_JOBS = 12;
+const LINES_OF_A_CHART = 4;
+
+const NO_HISTORY = { at: [], jobs: {}, signals: [] };
 
 const page = {
   daemon: null,
   /** Of the last hour, as `/history` tells it: what comes in later is added. */
-  history: { at: [], jobs: {}, signals: [] },
+  history: NO_HISTORY,
+  /** Since when something is not told that should be. */
   since: null,
+  isLooking: false,
+  lookAgain: false,
 };
 const charts = new Map();
 
@@ -24,34 +33,53 @@ function selected() {
   return location.hash.match(/^#\/jobs\/([a-z0-9_-]+)$/)?.[1] ?? null;
 }
 
+/** Why the jobs cannot be told, if they cannot: the daemon itself answers also while its database does not. */
 async function look() {
   const name = selected();
-  const of = name === null ? "" : `/jobs/${encodeURIComponent(name)}`;
+  const [own, stored] = await Promise.all([askDaemon(), askDatabase(name).catch(refusal)]);
+  // The address may have changed meanwhile.
+  if (name !== selected()) return null;
+  if (page.daemon !== null && page.daemon.name !== own.daemon.name) page.history = NO_HISTORY;
+  else remember(own.history);
+  page.daemon = own.daemon;
+  showDaemon(own.daemon);
+  showCharts(name);
+  if (stored instanceof Refused) return stored;
+  const limits = new Map();
+  for (const { throttle } of stored.throttles) {
+    for (const [of, told] of Object.entries(throttle.jobs)) limits.set(of, (limits.get(of) ?? 0) + told.rows_per_second);
+  }
+  showJobs(stored.jobs, limits);
+  if (name !== null) showJob(name, stored.job, stored.slices, stored.quarantine, limits);
+  showSignals(stored.throttles);
+  showEvents(stored.events);
+  return null;
+}
+
+/** What the daemon has in memory. */
+async function askDaemon() {
   const after = page.history.newest === undefined ? "" : `?after=${encodeURIComponent(page.history.newest)}`;
-  const [daemon, jobs, throttles, history, events, job, slices, quarantine] = await Promise.all([
-    get("/daemon"),
+  const [daemon, history] = await Promise.all([get("/daemon"), get(`/history${after}`)]);
+  return { daemon, history };
+}
+
+/** What it looks up. */
+async function askDatabase(name) {
+  const of = name === null ? "" : `/jobs/${encodeURIComponent(name)}`;
+  const [jobs, throttles, events, job, slices, quarantine] = await Promise.all([
     get("/jobs"),
     get("/throttle"),
-    get(`/history${after}`),
     get(`/events?limit=${EVENTS}${name === null ? "" : `&job=${encodeURIComponent(name)}`}`),
     name === null ? null : orNone(get(of)),
     name === null ? [] : orNone(get(`${of}/slices`)),
     name === null ? [] : orNone(get(`${of}/quarantine`)),
   ]);
-  // The address may have changed meanwhile.
-  if (name !== selected()) return;
-  page.daemon = daemon;
-  remember(history);
-  const limits = new Map();
-  for (const { throttle } of throttles) {
-    for (const [of, told] of Object.entries(throttle.jobs)) limits.set(of, (limits.get(of) ?? 0) + told.rows_per_second);
-  }
-  showDaemon(daemon);
-  showJobs(jobs, limits);
-  if (name !== null) showJob(name, job, slices, quarantine, limits);
-  showCharts(name);
-  showSignals(throttles);
-  showEvents(events);
+  return { jobs, throttles, events, job, slices, quarantine };
+}
+
+function refusal(error) {
+  if (error instanceof Refused) return error;
+  throw error;
 }
 
 /** None where there is no such job. */
@@ -74,29 +102,47 @@ const ORDER = ["running", "finishing", "paused", "pending", "failed", "cancelled
 function showJobs(jobs, limits) {
   const sorted = [...jobs].sort((one, other) => ORDER.indexOf(one.state) - ORDER.indexOf(other.state));
   hide(byId("no-jobs"), jobs.length > 0);
-  each(byId("jobs"), sorted, (job) => job.name, card.make(act), (node, job) => {
-    card.update(node, job, limits.get(job.name), page.daemon.takes_changes);
-  });
+  // Those that have ended well or were cancelled become many: the rest of them is folded away.
+  const folded = sorted.filter((job) => ["cancelled", "complete"].includes(job.state)).slice(ENDED_JOBS);
+  const shown = sorted.slice(0, sorted.length - folded.length);
+  showCards(byId("jobs"), shown, limits);
+  showCards(byId("ended-jobs"), folded, limits);
+  hide(byId("ended"), folded.length === 0);
+  text(byId("ended-told"), `${count(folded.length)} more that have ended`);
   const underWay = jobs.filter((job) => job.state === "running");
   document.title = underWay.length === 0 ? "backfilld" : `${Math.floor(100 * underWay[0].progress)} % ${underWay[0].name} – backfilld`;
 }
 
-function showJob(name, job, slices, quarantine, limits) {
-  each(byId("job-card"), job === null ? [] : [job], (of) => of.name, card.make(act), (node, of) => {
-    card.update(node, of, limits.get(of.name), page.daemon.takes_changes);
+function showCards(parent, jobs, limits) {
+  each(parent, jobs, (job) => job.name, card.make(actAndLook), (node, job) => {
+    card.update(node, job, limits.get(job.name), page.daemon.takes_changes);
   });
+}
+
+/** What a button has changed is shown at once. */
+async function actAndLook(action, name, button) {
+  await act(action, name, button);
+  await turn();
+}
+
+function showJob(name, job, slices, quarantine, limits) {
+  showCards(byId("job-card"), job === null ? [] : [job], limits);
   text(byId("job-heading"), job === null ? `There is no job ${name}` : name);
   if (job === null) return;
   const working = slices.filter((slice) => slice.owner !== null).length;
-  text(byId("slices-told"), `${count(job.slices_done)} of ${count(job.slices_total)} done, ${count(working)} worked on now${job.sweep > 0 ? `; sweep ${job.sweep}` : ""}.`);
-  rows(byId("slices"), slices.slice(0, 100), (slice) => `${slice.sweep}/${slice.number}`, (slice) => [
+  text(byId("slices-told"), `${count(job.slices_done)} of ${count(job.slices_total)} done, ${count(working)} worked on now${job.sweep > 0 ? `; sweep ${job.sweep}` : ""}${only(slices)}.`);
+  rows(byId("slices"), slices.slice(0, ROWS), (slice) => `${slice.sweep}/${slice.number}`, (slice) => [
     String(slice.number), slice.partition ?? "", key(slice.first_key), slice.finished_at ? "done" : key(slice.cursor_key), key(slice.last_key),
     [count(slice.rows_scanned), "number"], [count(slice.rows_changed), "number"], [slice.owner ? count(slice.rows_per_second) : "", "number"], slice.owner ?? "",
   ]);
-  text(byId("quarantine-told"), quarantine.length === 0 ? "No row is set aside." : `${some(job.rows_quarantined, "row")} could not be changed.`);
+  text(byId("quarantine-told"), quarantine.length === 0 ? "No row is set aside." : `${some(job.rows_quarantined, "row")} could not be changed${only(quarantine)}.`);
   hide(byId("quarantine-table"), quarantine.length === 0);
-  rows(byId("quarantine"), quarantine.slice(0, 100), (row) => key(row.key), (row) => [key(row.key), row.sqlstate, [row.message, "text"], [time(row.at), "time"]]);
+  rows(byId("quarantine"), quarantine.slice(0, ROWS), (row) => key(row.key), (row) => [key(row.key), row.sqlstate, [row.message, "text"], [time(row.at), "time"]]);
   text(byId("spec"), JSON.stringify(job.spec, null, 2));
+}
+
+function only(all) {
+  return all.length > ROWS ? `; ${ROWS} are shown` : "";
 }
 
 /** Adds what is new to what is known, and drops what is older than an hour. */
@@ -126,7 +172,9 @@ function remember(news) {
 function drawn(name) {
   const { jobs, signals } = page.history;
   const rates = Object.entries(jobs).filter(([of, line]) => (name === null || of === name) && line.value.some((value) => value !== null));
-  const all = rates.length === 0 ? [] : [{ title: name === null ? "Rate of each job" : "Rate", unit: "rows/s", lines: rates.slice(0, 4).map(([of, line]) => ({ name: of, values: line.value, limits: line.limit })) }];
+  const drawnRates = rates.sort(([, one], [, other]) => last(other) - last(one)).slice(0, LINES_OF_A_CHART);
+  const title = name !== null ? "Rate" : rates.length === drawnRates.length ? "Rate of each job" : `Rate of the ${LINES_OF_A_CHART} fastest jobs`;
+  const all = rates.length === 0 ? [] : [{ title, unit: "rows/s", lines: drawnRates.map(([of, line]) => ({ name: of, values: line.value, limits: line.limit })) }];
   const groups = new Map();
   for (const signal of signals.filter((one) => one.value.some((value) => value !== null))) {
     const title = `${signal.signal}${signal.unit === "bytes" ? ", bytes" : ""}`;
@@ -134,6 +182,10 @@ function drawn(name) {
     groups.get(title).lines.push({ name: signal.subject || "now", values: signal.value, limits: signal.limit });
   }
   return [...all, ...groups.values()];
+}
+
+function last(line) {
+  return line.value.at(-1) ?? -1;
 }
 
 const TITLES = { query_latency: "p99 of queries", replication_lag: "Replication lag", "replication_lag, bytes": "Replication lag in bytes" };
@@ -165,35 +217,37 @@ function showEvents(events) {
   ]);
 }
 
-function connected(error) {
-  const away = error !== null;
-  if (!away) page.since = null;
+/** `trouble`: what is not told, and why; null when all is. `isAway`: nothing is. */
+function connected(trouble, isAway) {
+  const is = trouble === null ? "live" : isAway ? "away" : "in part";
+  if (trouble === null) page.since = null;
   else page.since ??= new Date();
-  mark(byId("connection"), away ? "away" : "live");
-  text(byId("connection"), away ? "away" : "live");
-  document.body.dataset.is = away ? "away" : "live";
-  hide(byId("away"), !away);
-  if (away) {
-    const what = error.status === 0 ? "The daemon does not answer" : `The daemon answers, but cannot tell: ${error.message}`;
-    text(byId("away"), `${what} (since ${time(page.since)}). What is shown is of before; trying again.`);
-  }
+  mark(byId("connection"), is);
+  text(byId("connection"), is);
+  document.body.dataset.is = is;
+  hide(byId("away"), trouble === null);
+  if (trouble !== null) text(byId("away"), `${trouble} (since ${time(page.since)}). What is shown is of before; trying again.`);
 }
 
+/** One look at a time; one that is wanted meanwhile comes right after it. */
 async function turn() {
-  // Nobody looks at a page that is hidden.
-  if (document.visibilityState === "visible") {
-    try {
-      await look();
-      connected(null);
-    } catch (error) {
-      if (!(error instanceof Refused)) throw error;
-      connected(error);
-    } finally {
-      clearTimeout(page.next);
-      page.next = setTimeout(turn, EVERY_MS);
+  clearTimeout(page.next);
+  page.lookAgain = page.isLooking;
+  if (page.isLooking) return;
+  page.isLooking = true;
+  try {
+    // Nobody looks at a page that is hidden.
+    if (document.visibilityState === "visible") {
+      const refused = await look();
+      connected(refused && `The daemon is here, but cannot tell how its jobs stand: ${refused.message}`, false);
     }
-  } else {
-    page.next = setTimeout(turn, EVERY_MS);
+  } catch (error) {
+    const what = error instanceof Refused && error.status === 0 ? "The daemon does not answer" : `The daemon's answer cannot be shown: ${error.message}`;
+    connected(what, true);
+    if (!(error instanceof Refused)) throw error;
+  } finally {
+    page.isLooking = false;
+    page.next = setTimeout(turn, page.lookAgain ? 0 : EVERY_MS);
   }
 }
 
@@ -207,16 +261,14 @@ function route() {
     for (const id of ["slices", "quarantine", "job-card"]) byId(id).replaceChildren();
     byId("job-heading").focus();
   }
-  clearTimeout(page.next);
   turn();
 }
 
-byId("token-button").addEventListener("click", () => askToken("Changes need the daemon's token."));
+byId("token-button").addEventListener("click", async () => {
+  if ((await askToken("Changes need the daemon's token.")) !== null) say("The token is kept for this tab; the first change shows whether it is the right one.");
+});
 window.addEventListener("hashchange", route);
 document.addEventListener("visibilitychange", () => {
-  if (document.visibilityState === "visible") {
-    clearTimeout(page.next);
-    turn();
-  }
+  if (document.visibilityState === "visible") turn();
 });
 route();

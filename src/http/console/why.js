@@ -1,6 +1,9 @@
 // Why a job goes no faster right now, in one sentence, and how grave that is: "", "slow" or "bad".
 
-import { reading, some } from "./format.js";
+import { reading, some, time } from "./format.js";
+
+/** The pace of a job is that of the batches since. */
+const PACE_IS_OF_MS = 30 * 1000;
 
 export function why(job, limit) {
   const { zone, reason } = job.throttle;
@@ -9,7 +12,8 @@ export function why(job, limit) {
     case "pending":
       return zone === "paused" ? [`It waits: ${reason}.`, "slow"] : ["It waits for a daemon to take it up.", ""];
     case "paused":
-      return [reason ? `Paused: ${reason}.` : "Paused until somebody resumes it.", "slow"];
+      if (zone === "paused") return [`Paused: ${reason}.`, "slow"];
+      return [job.resume_at ? `Paused until ${time(job.resume_at)}; then it goes on by itself.` : "Paused until somebody resumes it.", "slow"];
     case "running":
       return running(job, limit, sweep);
     case "finishing":
@@ -27,6 +31,9 @@ function running(job, limit, sweep) {
   const { zone, reason } = job.throttle;
   if (zone === "paused") return [`Stands still: ${reason}${sweep}.`, "bad"];
   if (job.workers === 0) return ["No daemon works on it now.", "bad"];
+  if (job.rows_per_second === 0 && Date.now() - Date.parse(job.started_at) > PACE_IS_OF_MS && ["open", "capped"].includes(zone)) {
+    return ["No batch was committed in the last 30 seconds: one waits for a lock, or fails and is tried again. The daemon's log tells which.", "bad"];
+  }
   const held = limit === undefined ? "" : `, at most ${reading(limit, "rows/s")} for now`;
   switch (zone) {
     case "cut":

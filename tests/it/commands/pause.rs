@@ -107,6 +107,7 @@ async fn a_later_pause_replaces_the_time_of_an_earlier_one() {
     let scene = Scene::with_users(10).await;
     scene.done(&["submit", &scene.job("fill", "")]);
     scene.done(&["pause", "fill", "--for", "1s"]);
+    assert!(scene.done(&["status"]).contains("goes on by itself at 20"), "{}", scene.done(&["status"]));
     assert_eq!(scene.done(&["pause", "fill"]), "job fill is paused; no batch is in flight\n");
     assert_eq!(scene.count("backfilld.job WHERE state = 'paused' AND resume_at IS NULL").await, 1);
     let run = scene.command(&["pause", "fill", "--for", "tomorrow"]);

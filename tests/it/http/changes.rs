@@ -1,5 +1,6 @@
 //! What can be changed with the token, and how it is told.
 
+use jiff::{Timestamp, Unit};
 use serde_json::json;
 
 use super::{PATIENCE, Scene};
@@ -30,7 +31,11 @@ async fn a_job_is_changed_as_by_the_command_line() {
     let paused = told(scene.change(&job("pause"), r#"{"for": "30m"}"#));
     assert_eq!(paused, "job fill is paused, and resumes by itself in 30m; no batch is in flight");
     assert_eq!(scene.job().await.0, "paused");
+    let resume_at = || scene.ask("GET", "/api/v1/jobs/fill", &[], "").json()["resume_at"].clone();
+    let in_seconds = resume_at().as_str().unwrap().parse::<Timestamp>().unwrap() - Timestamp::now();
+    assert!((1700.0..=1800.0).contains(&in_seconds.total(Unit::Second).unwrap()), "{in_seconds}");
     assert_eq!(told(scene.change(&job("resume"), "")), "job fill goes on");
+    assert_eq!(resume_at(), json!(null));
     assert_eq!(told(scene.change(&job("approve"), "")), "job fill: the start is approved");
     until("the job to be done", PATIENCE, async || (scene.job().await.0 == "complete").then_some(())).await;
     assert!(told(scene.change(&job("approve"), "")).contains("nothing to do"));
