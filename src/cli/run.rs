@@ -45,7 +45,9 @@ pub(super) async fn run(mut context: Context, command: Run) -> Result<ExitCode, 
     }
     let log = Log::start(&context.settings)?;
     let mut signals = daemon::listen().map_err(Failure::runtime)?;
-    let listener = http::Listener::bind(context.settings.http.listen).map_err(Failure::runtime)?;
+    let metrics = daemon::keep_metrics().map_err(Failure::runtime)?;
+    let listener =
+        http::Listener::bind(context.settings.http.listen, metrics.clone()).map_err(Failure::runtime)?;
 
     // A pipeline is to hear at once of an address that is wrong; a daemon may be started before its database.
     let client = if command.until_idle {
@@ -65,7 +67,7 @@ pub(super) async fn run(mut context: Context, command: Run) -> Result<ExitCode, 
         own_jobs: jobs.iter().map(|job| job.spec.name.clone()).collect(),
         set_log_level: log.into_level(),
     };
-    match Box::pin(daemon::run(client, listener, signals, options)).await {
+    match Box::pin(daemon::run(client, listener, metrics, signals, options)).await {
         Ok(Ending::Stopped | Ending::Idle) => Ok(ExitCode::SUCCESS),
         Ok(Ending::GraceOver) => Ok(ExitCode::FAILURE),
         Ok(Ending::Broken(reason)) => Err(Failure::runtime(reason)),

@@ -35,6 +35,8 @@ pub(super) fn install() -> Result<PrometheusHandle, String> {
     metrics::set_global_recorder(recorder).map_err(|error| error.to_string())?;
     describe();
     counter!("backfilld_leases_lost_total").absolute(0);
+    // Not yet, at the start.
+    database_up(false);
     for outcome in [Notification::Sent, Notification::Failed, Notification::GivenUp] {
         counter!("backfilld_notifications_total", "outcome" => outcome.name()).absolute(0);
     }

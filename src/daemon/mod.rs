@@ -26,6 +26,7 @@ mod worker;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::mpsc;
 use tokio_postgres::Client;
 
@@ -82,15 +83,20 @@ pub fn listen() -> Result<Signals, DaemonError> {
     signals::listen().map_err(|error| DaemonError::Setup(error.to_string()))
 }
 
+/// Begins to keep metrics, once in a process; what comes back renders them.
+pub fn keep_metrics() -> Result<PrometheusHandle, DaemonError> {
+    metrics::install().map_err(DaemonError::Setup)
+}
+
 /// Runs until it is told to stop or, with `until_idle`, until nothing is left to do. `client` is a
 /// connection to the database whose state schema is current.
 pub async fn run(
     mut client: Client,
     listener: http::Listener,
+    recorder: PrometheusHandle,
     signals: Signals,
     options: Options,
 ) -> Result<Ending, DaemonError> {
-    let recorder = metrics::install().map_err(DaemonError::Setup)?;
     metrics::database_up(true);
     let address = listener.address();
 

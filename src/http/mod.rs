@@ -114,12 +114,12 @@ pub struct Listener {
 
 impl Listener {
     /// Listens on `address`. Done before anything is changed anywhere: it may fail.
-    pub fn bind(address: SocketAddr) -> Result<Self, ListenError> {
+    pub fn bind(address: SocketAddr, metrics: PrometheusHandle) -> Result<Self, ListenError> {
         let failed = |error| ListenError { address, error };
         let socket = TcpListener::bind(address).map_err(failed)?;
         let address = socket.local_addr().map_err(failed)?;
         let (health, told) = watch::channel(Health::NotReady("starting".to_owned()));
-        let meanwhile = server::serve(socket.try_clone().map_err(failed)?, not_yet(told));
+        let meanwhile = server::serve(socket.try_clone().map_err(failed)?, not_yet(told, metrics));
         let meanwhile = JoinSet::from_iter([meanwhile]);
         Ok(Self { socket, address, health, meanwhile })
     }
@@ -170,7 +170,7 @@ impl Listener {
 
 /// What is told before there is a database to ask. Each connection ends with its answer, so that the next request finds
 /// all that is served.
-fn not_yet(health: watch::Receiver<Health>) -> Router {
+fn not_yet(health: watch::Receiver<Health>, metrics: PrometheusHandle) -> Router {
     let refused = async |Shared(health): Shared<watch::Receiver<Health>>| {
         let reason = match health.borrow().clone() {
             Health::NotReady(reason) => reason,
@@ -180,6 +180,7 @@ fn not_yet(health: watch::Receiver<Health>) -> Router {
     };
     Router::new()
         .route("/healthz", get(alive))
+        .route("/metrics", get(async move || metrics_text(&metrics)))
         .route(
             "/readyz",
             get(async |Shared(health): Shared<watch::Receiver<Health>>| readiness(&health, None)),
@@ -224,7 +225,7 @@ fn router(place: Arc<Inside>) -> Router {
     Router::new()
         .merge(for_hosts)
         // Asked by programs under whatever name the daemon has for them; they say nothing that is worth an attack.
-        .route("/metrics", get(metrics_text))
+        .route("/metrics", get(async |Shared(place): Told| metrics_text(&place.metrics)))
         .route("/healthz", get(alive))
         .route(
             "/readyz",
@@ -240,9 +241,9 @@ fn router(place: Arc<Inside>) -> Router {
         .with_state(place)
 }
 
-async fn metrics_text(Shared(place): Told) -> Response {
+fn metrics_text(metrics: &PrometheusHandle) -> Response {
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    (kind, place.metrics.render()).into_response()
+    (kind, metrics.render()).into_response()
 }
 
 async fn alive() -> &'static str {

@@ -112,7 +112,8 @@ async fn it_is_ready_once_it_has_reached_its_database() {
     let status = manager.hears("STATUS=Waiting for the database");
     // It lives, and says over HTTP too what is in the way.
     assert_eq!(get(&http, "/healthz").0, "HTTP/1.1 200 OK");
-    for path in ["/readyz", "/metrics", "/api/v1/throttle/check"] {
+    assert!(get(&http, "/metrics").1.contains("backfilld_database_up 0"));
+    for path in ["/readyz", "/api/v1/throttle/check"] {
         let (answer, told) = get(&http, path);
         assert_eq!(answer, "HTTP/1.1 503 Service Unavailable", "{path}");
         assert!(told.contains("waiting for the database") && told.contains("Connection refused"), "{told}");
