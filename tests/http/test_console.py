@@ -212,7 +212,7 @@ def test_a_pause_that_ends_by_itself_says_when(site: Site, page: Page) -> None:
 
 def test_jobs_that_have_ended_are_folded_away(site: Site, page: Page) -> None:
     fill(site, rows=1)
-    old = "jsonb_build_object('table', 'users', 'update', '{\"set\": {\"filled\": \"value\"}, \"where\": \"filled IS NULL\"}'::jsonb, 'hold_before', '[\"start\"]'::jsonb)"
+    old = "jsonb_build_object('table', 'public.users', 'update', '{\"set\": {\"filled\": \"value\"}, \"where\": \"filled IS NULL\"}'::jsonb, 'hold_before', '[\"start\"]'::jsonb)"
     site.sql(f"SELECT backfilld.submit('old-' || n, {old}), backfilld.cancel('old-' || n) FROM generate_series(1, 15) n")
     expect(page.get_by_text("3 more that have ended")).to_be_visible()
     assert page.get_by_role("article").count() == 12

@@ -22,7 +22,7 @@ use crate::support::database::Database;
 use crate::support::{self, job_file};
 
 /// The keys of `status --json`, in the contract's order.
-pub(crate) const STATUS_KEYS: [&str; 20] = [
+pub(crate) const STATUS_KEYS: [&str; 21] = [
     "name",
     "state",
     "table",
@@ -43,6 +43,7 @@ pub(crate) const STATUS_KEYS: [&str; 20] = [
     "finished_at",
     "error",
     "sweep",
+    "resume_at",
 ];
 
 const PATIENCE: Duration = Duration::from_secs(60);
