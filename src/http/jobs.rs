@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{ConnectInfo, Path, State as Shared};
+use axum::extract::{ConnectInfo, Path, Request, State as Shared};
 use axum::http::{StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -50,6 +51,13 @@ pub(super) async fn list(Shared(place): Told) -> Result<Response, Answer> {
         Ok(answer(json))
     })
     .await
+}
+
+/// What was told of all jobs is not told again after a change.
+pub(super) async fn forget_list(Shared(place): Told, request: Request, next: Next) -> Response {
+    let answer = next.run(request).await;
+    *place.jobs.lock().await = None;
+    answer
 }
 
 fn no_json(error: &serde_json::Error) -> Answer {

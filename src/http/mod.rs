@@ -202,6 +202,7 @@ fn router(place: Arc<Inside>) -> Router {
         .route("/retry", post(jobs::retry))
         .route("/approve", post(jobs::approve))
         .route("/tune", post(jobs::tune))
+        .layer(middleware::from_fn_with_state(place.clone(), jobs::forget_list))
         .layer(middleware::from_fn_with_state(place.clone(), guard::may_change));
     let api = Router::new()
         .route("/jobs", get(jobs::list))

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 MOUNTED = "/etc/backfilld"
-PROBES = {"startupProbe": "/healthz", "livenessProbe": "/healthz", "readinessProbe": "/readyz"}
+PROBES = {"livenessProbe": "/healthz", "readinessProbe": "/readyz"}
 
 
 def seconds(text: str) -> int:

@@ -45,13 +45,20 @@ export async function askToken(reason) {
   return token;
 }
 
+/** Which change was asked for last. */
+let latest = 0;
+
 /** Carries out a change, asking for the token where it is not known or not right. Whether it was done. */
 async function carryOut(path, body) {
+  const mine = (latest += 1);
   let token = sessionStorage.getItem(KEPT) ?? (await askToken("Changes need the daemon's token."));
   while (token !== null) {
     try {
+      // No header can have others.
+      if (/[^\x21-\x7e]/.test(token)) throw new Refused(401, "it has characters that no token can have");
       const answer = await change(path, token, body);
-      say(answer.told);
+      // A pause that waited for its batch is old news once the job was resumed.
+      if (mine === latest) say(answer.told);
       return true;
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
@@ -78,7 +85,9 @@ export async function act(action, name, button) {
     }
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
-    say(`${name} was not changed: ${error.message}`, "bad");
+    // A change may be made, and only its answer be lost.
+    const isKnown = error.status >= 400 && error.status < 500;
+    say(`${isKnown ? `${name} was not changed` : `It is not known whether ${name} was changed`}: ${error.message}`, "bad");
   } finally {
     button.removeAttribute("aria-busy");
   }
@@ -92,7 +101,14 @@ function sure(name) {
 }
 
 async function tune(name) {
-  const { spec } = await get(`/jobs/${encodeURIComponent(name)}`);
+  let spec;
+  try {
+    ({ spec } = await get(`/jobs/${encodeURIComponent(name)}`));
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    say(`${name} was not changed: ${error.message}`, "bad");
+    return;
+  }
   const before = FIELDS.map(([, section, key]) => String(spec[section]?.[key] ?? ""));
   const inputs = FIELDS.map(([key, , , told], index) => {
     const input = element("input", { name: key, value: before[index], placeholder: told, autocomplete: "off" });

@@ -25,7 +25,7 @@ export function make(act) {
     card.append(
       element("div", { class: "title" }, heading, element("span", { class: "state" })),
       element("p", { class: "quiet table" }),
-      element("progress", { max: "1", "aria-label": `progress of ${job.name}` }),
+      element("progress", { max: "1", value: "0", "aria-label": `progress of ${job.name}` }),
       element("dl", {}, ...["Progress", "Changed", "Scanned", "Rate", "Time left", "Workers"].map(figure)),
       element("p", { class: "why" }),
     );

@@ -80,22 +80,26 @@ export class Chart {
   point(event) {
     if (event === null || this.at.length === 0) {
       this.pointed = null;
-      this.cursor.setAttribute("visibility", "hidden");
     } else {
       const box = this.drawing.getBoundingClientRect();
       const wanted = this.start + ((event.clientX - box.left) / box.width) * this.span;
-      this.pointed = nearest(this.at, wanted);
-      this.cursor.setAttribute("x1", this.x(this.at[this.pointed]));
-      this.cursor.setAttribute("x2", this.x(this.at[this.pointed]));
-      this.cursor.setAttribute("visibility", "visible");
+      this.pointed = this.at[nearest(this.at, wanted)];
     }
     this.tell();
   }
 
+  /** The sample that is pointed at, or the last. */
+  index() {
+    return this.pointed === null || this.at.length === 0 ? this.at.length - 1 : nearest(this.at, this.pointed);
+  }
+
   /** The figures of the moment pointed at, or the last. */
   tell() {
-    const index = this.pointed ?? this.at.length - 1;
-    text(this.now, this.pointed === null ? "now" : time(this.at[index]));
+    const index = this.index();
+    const isPointed = this.pointed !== null && index >= 0;
+    this.cursor.setAttribute("visibility", isPointed ? "visible" : "hidden");
+    if (isPointed) for (const end of ["x1", "x2"]) this.cursor.setAttribute(end, this.x(this.at[index]));
+    text(this.now, isPointed ? time(this.at[index]) : "now");
     const entries = this.of.lines.map((line, series) => ({ of: String(series % 4), told: `${line.name}: ${reading(line.values[index], this.of.unit)}` }));
     const limits = this.of.lines.filter((line) => line.limits[index] !== null && line.limits[index] !== undefined);
     const differ = new Set(limits.map((line) => line.limits[index])).size > 1;

@@ -28,7 +28,6 @@ export function mark(node, value) {
 /** Makes `parent` have one child for each item, in order, and updates those that were there. */
 export function each(parent, items, keyOf, make, update) {
   const known = new Map([...parent.children].map((child) => [child.dataset.key, child]));
-  const focused = document.activeElement;
   const seen = new Set();
   let place = parent.firstElementChild;
   for (const item of items) {
@@ -45,6 +44,7 @@ export function each(parent, items, keyOf, make, update) {
     if (child === place) {
       place = place.nextElementSibling;
     } else {
+      const focused = document.activeElement;
       parent.insertBefore(child, place);
       // Whoever moves in the document loses the focus.
       if (child.contains(focused)) focused.focus({ preventScroll: true });

@@ -14,6 +14,8 @@ const HOUR_MS = 3600 * 1000;
 const ROWS = 100;
 const ENDED_JOBS = 12;
 const LINES_OF_A_CHART = 4;
+/** A throttle tells each second or two how it stands. */
+const TOLD_NOW_SECONDS = 60;
 
 const NO_HISTORY = { at: [], jobs: {}, signals: [] };
 
@@ -21,10 +23,16 @@ const page = {
   daemon: null,
   /** Of the last hour, as `/history` tells it: what comes in later is added. */
   history: NO_HISTORY,
+  /** Of the daemon that served this page. */
+  version: null,
+  isOutdated: false,
+  /** More than one daemon tells of now. */
+  isOfSeveral: false,
   /** Since when something is not told that should be. */
   since: null,
   isLooking: false,
   lookAgain: false,
+  isRouted: false,
 };
 const charts = new Map();
 
@@ -33,25 +41,35 @@ function selected() {
   return location.hash.match(/^#\/jobs\/([a-z0-9_-]+)$/)?.[1] ?? null;
 }
 
-/** Why the jobs cannot be told, if they cannot: the daemon itself answers also while its database does not. */
+/**
+ * Why the jobs cannot be told, if they cannot: the daemon itself answers also while its database does not. Undefined: this look was overtaken by
+ * another.
+ */
 async function look() {
   const name = selected();
   const [own, stored] = await Promise.all([askDaemon(), askDatabase(name).catch(refusal)]);
   // The address may have changed meanwhile.
-  if (name !== selected()) return null;
-  if (page.daemon !== null && page.daemon.name !== own.daemon.name) page.history = NO_HISTORY;
+  if (name !== selected()) return undefined;
+  const was = page.daemon;
+  if (was !== null && (was.name !== own.daemon.name || was.database !== own.daemon.database)) page.history = NO_HISTORY;
   else remember(own.history);
   page.daemon = own.daemon;
   showDaemon(own.daemon);
+  if (stored instanceof Refused) {
+    showCharts(name);
+    return stored;
+  }
+  // One that is gone tells of before.
+  const throttles = stored.throttles.filter((of) => of.age_seconds < TOLD_NOW_SECONDS);
+  page.isOfSeveral = throttles.length > 1;
   showCharts(name);
-  if (stored instanceof Refused) return stored;
   const limits = new Map();
-  for (const { throttle } of stored.throttles) {
-    for (const [of, told] of Object.entries(throttle.jobs)) limits.set(of, (limits.get(of) ?? 0) + told.rows_per_second);
+  for (const [of, told] of throttles.flatMap(({ throttle }) => Object.entries(throttle.jobs))) {
+    if (told.rows_per_second !== null) limits.set(of, (limits.get(of) ?? 0) + told.rows_per_second);
   }
   showJobs(stored.jobs, limits);
   if (name !== null) showJob(name, stored.job, stored.slices, stored.quarantine, limits);
-  showSignals(stored.throttles);
+  showSignals(throttles);
   showEvents(stored.events);
   return null;
 }
@@ -95,21 +113,28 @@ async function orNone(asked) {
 function showDaemon(daemon) {
   text(byId("daemon"), `${daemon.name} ${daemon.version}, ${daemon.database}`);
   hide(byId("token-button"), !daemon.takes_changes);
+  page.version ??= daemon.version;
+  if (page.version !== daemon.version && !page.isOutdated) {
+    page.isOutdated = true;
+    say(`The daemon is of version ${daemon.version} now, and this page of ${page.version}: reload it.`, "bad");
+  }
 }
 
-const ORDER = ["running", "finishing", "paused", "pending", "failed", "cancelled", "complete"];
+const ORDER = ["running", "finishing", "paused", "pending", "failed"];
 
 function showJobs(jobs, limits) {
-  const sorted = [...jobs].sort((one, other) => ORDER.indexOf(one.state) - ORDER.indexOf(other.state));
   hide(byId("no-jobs"), jobs.length > 0);
-  // Those that have ended well or were cancelled become many: the rest of them is folded away.
-  const folded = sorted.filter((job) => ["cancelled", "complete"].includes(job.state)).slice(ENDED_JOBS);
-  const shown = sorted.slice(0, sorted.length - folded.length);
+  // Those that have ended well or were cancelled become many: the older ones are folded away.
+  const isOver = (job) => ["cancelled", "complete"].includes(job.state);
+  const endedAt = (job) => Date.parse(job.finished_at ?? job.submitted_at);
+  const over = jobs.filter(isOver).sort((one, other) => endedAt(other) - endedAt(one));
+  const others = jobs.filter((job) => !isOver(job)).sort((one, other) => ORDER.indexOf(one.state) - ORDER.indexOf(other.state));
+  const [shown, folded] = [[...others, ...over.slice(0, ENDED_JOBS)], over.slice(ENDED_JOBS)];
   showCards(byId("jobs"), shown, limits);
   showCards(byId("ended-jobs"), folded, limits);
   hide(byId("ended"), folded.length === 0);
   text(byId("ended-told"), `${count(folded.length)} more that have ended`);
-  const underWay = jobs.filter((job) => job.state === "running");
+  const underWay = jobs.filter((job) => job.state === "running" && (selected() ?? job.name) === job.name);
   document.title = underWay.length === 0 ? "backfilld" : `${Math.floor(100 * underWay[0].progress)} % ${underWay[0].name} – backfilld`;
 }
 
@@ -129,8 +154,7 @@ function showJob(name, job, slices, quarantine, limits) {
   showCards(byId("job-card"), job === null ? [] : [job], limits);
   text(byId("job-heading"), job === null ? `There is no job ${name}` : name);
   if (job === null) return;
-  const working = slices.filter((slice) => slice.owner !== null).length;
-  text(byId("slices-told"), `${count(job.slices_done)} of ${count(job.slices_total)} done, ${count(working)} worked on now${job.sweep > 0 ? `; sweep ${job.sweep}` : ""}${only(slices)}.`);
+  text(byId("slices-told"), `${count(job.slices_done)} of ${count(job.slices_total)} done, ${count(job.workers)} worked on now${job.sweep > 0 ? `; sweep ${job.sweep}` : ""}${only(slices)}.`);
   rows(byId("slices"), slices.slice(0, ROWS), (slice) => `${slice.sweep}/${slice.number}`, (slice) => [
     String(slice.number), slice.partition ?? "", key(slice.first_key), slice.finished_at ? "done" : key(slice.cursor_key), key(slice.last_key),
     [count(slice.rows_scanned), "number"], [count(slice.rows_changed), "number"], [slice.owner ? count(slice.rows_per_second) : "", "number"], slice.owner ?? "",
@@ -160,23 +184,36 @@ function remember(news) {
   };
   const jobs = {};
   for (const name of new Set([...Object.keys(old.jobs), ...Object.keys(news.jobs)])) jobs[name] = line(old.jobs[name], news.jobs[name]);
-  const same = (one) => (other) => one.signal === other.signal && one.subject === other.subject;
+  // A replica is read in seconds and in bytes.
+  const same = (one) => (other) => one.signal === other.signal && one.subject === other.subject && one.unit === other.unit;
   const signals = old.signals.map((one) => ({ ...one, ...line(one, news.signals.find(same(one))) }));
   for (const one of news.signals) {
     if (!old.signals.some(same(one))) signals.push({ ...one, ...line(undefined, one) });
   }
-  page.history = { at: at.slice(Math.max(0, from)), jobs, signals, newest: news.at.at(-1) ?? old.newest };
+  // What was not read within the hour is gone.
+  const isRead = (of) => of.value.some((value) => value !== null);
+  page.history = {
+    at: at.slice(Math.max(0, from)),
+    jobs: Object.fromEntries(Object.entries(jobs).filter(([, of]) => isRead(of))),
+    signals: signals.filter(isRead),
+    newest: news.at.at(-1) ?? old.newest,
+  };
 }
 
-/** One chart of the rates, then one for each signal and unit. */
+/**
+ * One chart of the rates, then one for each signal and unit. The rate of a job is that of all daemons, its limit that of this one: beside others it
+ * would say nothing.
+ */
 function drawn(name) {
   const { jobs, signals } = page.history;
-  const rates = Object.entries(jobs).filter(([of, line]) => (name === null || of === name) && line.value.some((value) => value !== null));
-  const drawnRates = rates.sort(([, one], [, other]) => last(other) - last(one)).slice(0, LINES_OF_A_CHART);
+  const rates = Object.entries(jobs).filter(([of]) => name === null || of === name);
+  const fastest = rates.sort(([, one], [, other]) => last(other) - last(one)).slice(0, LINES_OF_A_CHART);
+  // So that they keep their colours.
+  const drawnRates = fastest.sort(([one], [other]) => (one < other ? -1 : 1));
   const title = name !== null ? "Rate" : rates.length === drawnRates.length ? "Rate of each job" : `Rate of the ${LINES_OF_A_CHART} fastest jobs`;
-  const all = rates.length === 0 ? [] : [{ title, unit: "rows/s", lines: drawnRates.map(([of, line]) => ({ name: of, values: line.value, limits: line.limit })) }];
+  const all = rates.length === 0 ? [] : [{ title, unit: "rows/s", lines: drawnRates.map(([of, line]) => ({ name: of, values: line.value, limits: page.isOfSeveral ? line.limit.map(() => null) : line.limit })) }];
   const groups = new Map();
-  for (const signal of signals.filter((one) => one.value.some((value) => value !== null))) {
+  for (const signal of signals) {
     const title = `${signal.signal}${signal.unit === "bytes" ? ", bytes" : ""}`;
     if (!groups.has(title)) groups.set(title, { title: TITLES[title] ?? title.replaceAll("_", " "), unit: signal.unit, lines: [] });
     groups.get(title).lines.push({ name: signal.subject || "now", values: signal.value, limits: signal.limit });
@@ -226,6 +263,7 @@ function connected(trouble, isAway) {
   text(byId("connection"), is);
   document.body.dataset.is = is;
   hide(byId("away"), trouble === null);
+  if (isAway) document.title = "away – backfilld";
   if (trouble !== null) text(byId("away"), `${trouble} (since ${time(page.since)}). What is shown is of before; trying again.`);
 }
 
@@ -239,7 +277,9 @@ async function turn() {
     // Nobody looks at a page that is hidden.
     if (document.visibilityState === "visible") {
       const refused = await look();
-      connected(refused && `The daemon is here, but cannot tell how its jobs stand: ${refused.message}`, false);
+      if (refused !== undefined) connected(refused && `The daemon is here, but cannot tell how its jobs stand: ${refused.message}`, false);
+    } else {
+      document.title = "backfilld";
     }
   } catch (error) {
     const what = error instanceof Refused && error.status === 0 ? "The daemon does not answer" : `The daemon's answer cannot be shown: ${error.message}`;
@@ -256,14 +296,25 @@ function route() {
   const name = selected();
   hide(byId("overview"), name !== null);
   hide(byId("job"), name === null);
+  byId("events").replaceChildren();
   if (name !== null) {
     text(byId("job-heading"), name);
     for (const id of ["slices", "quarantine", "job-card"]) byId(id).replaceChildren();
+    for (const id of ["slices-told", "quarantine-told", "spec"]) text(byId(id), "");
+    hide(byId("quarantine-table"), true);
     byId("job-heading").focus();
+  } else if (page.isRouted) {
+    byId("jobs-heading").focus();
   }
+  page.isRouted = true;
   turn();
 }
 
+// Its address is one of a job to nobody: the page stays where it is.
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  byId("content").focus();
+});
 byId("token-button").addEventListener("click", async () => {
   if ((await askToken("Changes need the daemon's token.")) !== null) say("The token is kept for this tab; the first change shows whether it is the right one.");
 });

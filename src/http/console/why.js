@@ -2,12 +2,21 @@
 
 import { reading, some, time } from "./format.js";
 
-/** The pace of a job is that of the batches since. */
-const PACE_IS_OF_MS = 30 * 1000;
+/** A job that was just resumed is taken up within seconds, and soon has its first batch. */
+const GRACE_MS = 10 * 1000;
+const still = new Map();
+
+/** For how long `what` has been so of a job, in milliseconds; null: it is not so. */
+function stillFor(name, what) {
+  if (what === null) still.delete(name);
+  else if (still.get(name)?.what !== what) still.set(name, { what, since: performance.now() });
+  return what === null ? 0 : performance.now() - still.get(name).since;
+}
 
 export function why(job, limit) {
   const { zone, reason } = job.throttle;
   const sweep = job.sweep > 0 ? ` (sweep ${job.sweep}, for rows that appeared behind the walk)` : "";
+  if (job.state !== "running") still.delete(job.name);
   switch (job.state) {
     case "pending":
       return zone === "paused" ? [`It waits: ${reason}.`, "slow"] : ["It waits for a daemon to take it up.", ""];
@@ -29,9 +38,11 @@ export function why(job, limit) {
 
 function running(job, limit, sweep) {
   const { zone, reason } = job.throttle;
+  const idle = stillFor(job.name, zone === "paused" ? null : job.workers === 0 ? "no worker" : job.rows_per_second === 0 ? "no batch" : null);
   if (zone === "paused") return [`Stands still: ${reason}${sweep}.`, "bad"];
-  if (job.workers === 0) return ["No daemon works on it now.", "bad"];
-  if (job.rows_per_second === 0 && Date.now() - Date.parse(job.started_at) > PACE_IS_OF_MS && ["open", "capped"].includes(zone)) {
+  if (job.workers === 0) return idle < GRACE_MS ? ["It waits for a daemon to take it up.", ""] : ["No daemon works on it now.", "bad"];
+  // The pace is that of the last 30 seconds.
+  if (job.rows_per_second === 0 && idle >= GRACE_MS && ["open", "capped"].includes(zone)) {
     return ["No batch was committed in the last 30 seconds: one waits for a lock, or fails and is tried again. The daemon's log tells which.", "bad"];
   }
   const held = limit === undefined ? "" : `, at most ${reading(limit, "rows/s")} for now`;
