@@ -91,6 +91,9 @@ def test_a_job_is_followed_without_a_reload(site: Site, page: Page) -> None:
 
 
 def test_charts_have_their_limits_and_say_in_words_what_they_show(site: Site, page: Page) -> None:
+    site.kill()
+    site.settings["BACKFILLD__THROTTLE__REPLICATION_LAG__MAX_BYTES"] = "1GB"
+    site.start()
     walk(site)
     for title in ["Rate of each job", "p99 of queries", "Replication lag"]:
         figure = page.locator("figure", has=page.get_by_text(title, exact=True))
