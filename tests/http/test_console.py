@@ -103,9 +103,9 @@ def test_charts_have_their_limits_and_say_in_words_what_they_show(site: Site, pa
         expect(figure.locator("path.series-0")).to_have_attribute("d", re.compile(r"^M.*L"))
     # A replica is read in seconds and in bytes: also after some more samples each stays what it is.
     page.wait_for_timeout(12_000)
-    for title, unit in [("Replication lag", "ms|s"), ("Replication lag in bytes", "k?B|MB")]:
-        drawing = page.locator("figure", has=page.get_by_text(title, exact=True)).get_by_role("img")
-        expect(drawing).to_have_attribute("aria-label", re.compile(rf"^{title}, .*now [\d,.]+ ({unit}), highest [\d,.]+ ({unit})(, limit [\d,.]+ ({unit}|GB))?\.$"))
+    for title, replicas in [("Replication lag", 2), ("Replication lag in bytes", 1)]:
+        figure = page.locator("figure", has=page.get_by_text(title, exact=True))
+        expect(figure.locator(".legend li:not(.of-limit)")).to_have_count(replicas)
 
 
 def test_each_button_does_what_it_says(site: Site, page: Page) -> None:
