@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Json;
 use axum::extract::{Query, State as Shared};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::Told;
@@ -17,6 +17,9 @@ use crate::throttle::report::Report;
 const SAMPLES: usize = 720;
 /// Jobs of a sample at most, so that thousands of them do not become a matter of memory.
 const JOBS: usize = 64;
+
+/// For so long a job's rate may be that of its first batches alone, before any wait: no rate to hold the later ones against.
+const FIRST_BATCHES: SignedDuration = SignedDuration::from_secs(5);
 
 /// The samples, oldest first.
 #[derive(Debug, Clone, Default)]
@@ -48,7 +51,10 @@ struct Point {
 impl History {
     /// Takes a sample: the jobs that run, and each reading of the throttle.
     pub fn take(&self, at: Timestamp, jobs: &[Status], report: &Report) {
-        let running = jobs.iter().filter(|job| job.state == "running" && job.workers > 0);
+        let is_under_way =
+            |job: &&Status| job.started_at.is_some_and(|start| at.duration_since(start) >= FIRST_BATCHES);
+        let running =
+            jobs.iter().filter(|job| job.state == "running" && job.workers > 0).filter(is_under_way);
         let jobs = running.take(JOBS).map(|job| {
             let limit =
                 report.jobs.get(&job.name).map(|job| job.rows_per_second).filter(|limit| limit.is_finite());
@@ -152,6 +158,7 @@ pub(super) async fn tell(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::status::Throttle;
     use crate::throttle::report::SignalReport;
 
     fn report(reading: f64) -> Report {
@@ -169,6 +176,32 @@ mod tests {
         Report { signals: vec![signal], ..Report::default() }
     }
 
+    fn status(name: &str) -> Status {
+        Status {
+            name: name.to_owned(),
+            state: "pending".to_owned(),
+            table: "items".to_owned(),
+            rows_scanned: 0,
+            rows_changed: 0,
+            rows_quarantined: 0,
+            rows_remaining: 0,
+            estimated_rows: 0,
+            progress: 0.0,
+            rows_per_second: 0.0,
+            eta_seconds: None,
+            workers: 0,
+            slices_total: 1,
+            slices_done: 0,
+            throttle: Throttle { zone: "open".to_owned(), signal: None, reason: None },
+            submitted_at: Timestamp::UNIX_EPOCH,
+            started_at: None,
+            finished_at: None,
+            error: None,
+            sweep: 0,
+            resume_at: None,
+        }
+    }
+
     #[test]
     fn it_keeps_an_hour_and_tells_what_is_new() {
         let history = History::default();
@@ -182,6 +215,25 @@ mod tests {
         assert_eq!(new.at, [at(998), at(999)]);
         assert_eq!(new.signals[0].line.value, [Some(998.0), Some(999.0)]);
         assert_eq!(new.signals[0].line.limit, [Some(0.01), Some(0.01)]);
+    }
+
+    #[test]
+    fn a_rate_counts_once_the_first_batches_are_over() {
+        let history = History::default();
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        let job = |second: i64, started_at| Status {
+            state: "running".to_owned(),
+            workers: 1,
+            rows_per_second: if second < 3 { 20_000.0 } else { 500.0 },
+            started_at,
+            ..status("fill")
+        };
+        for second in [0, 5, 10] {
+            history.take(at(second), &[job(second, Some(at(0)))], &Report::default());
+        }
+        assert_eq!(history.since(Timestamp::MIN).jobs["fill"].value, [None, Some(500.0), Some(500.0)]);
+        history.take(at(15), &[job(15, None)], &Report::default());
+        assert_eq!(history.since(at(10)).jobs.len(), 0);
     }
 
     #[test]
