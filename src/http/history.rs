@@ -158,7 +158,6 @@ pub(super) async fn tell(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::status::Throttle;
     use crate::throttle::report::SignalReport;
 
     fn report(reading: f64) -> Report {
@@ -174,32 +173,6 @@ mod tests {
             reason: String::new(),
         };
         Report { signals: vec![signal], ..Report::default() }
-    }
-
-    fn status(name: &str) -> Status {
-        Status {
-            name: name.to_owned(),
-            state: "pending".to_owned(),
-            table: "items".to_owned(),
-            rows_scanned: 0,
-            rows_changed: 0,
-            rows_quarantined: 0,
-            rows_remaining: 0,
-            estimated_rows: 0,
-            progress: 0.0,
-            rows_per_second: 0.0,
-            eta_seconds: None,
-            workers: 0,
-            slices_total: 1,
-            slices_done: 0,
-            throttle: Throttle { zone: "open".to_owned(), signal: None, reason: None },
-            submitted_at: Timestamp::UNIX_EPOCH,
-            started_at: None,
-            finished_at: None,
-            error: None,
-            sweep: 0,
-            resume_at: None,
-        }
     }
 
     #[test]
@@ -226,7 +199,7 @@ mod tests {
             workers: 1,
             rows_per_second: if second < 3 { 20_000.0 } else { 500.0 },
             started_at,
-            ..status("fill")
+            ..Status::new("fill")
         };
         for second in [0, 5, 10] {
             history.take(at(second), &[job(second, Some(at(0)))], &Report::default());

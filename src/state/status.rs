@@ -67,6 +67,36 @@ pub struct Throttle {
     pub reason: Option<String>,
 }
 
+#[cfg(test)]
+impl Status {
+    /// One that has just been submitted, for tests to make others of.
+    pub(crate) fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            state: "pending".to_owned(),
+            table: "items".to_owned(),
+            rows_scanned: 0,
+            rows_changed: 0,
+            rows_quarantined: 0,
+            rows_remaining: 0,
+            estimated_rows: 0,
+            progress: 0.0,
+            rows_per_second: 0.0,
+            eta_seconds: None,
+            workers: 0,
+            slices_total: 0,
+            slices_done: 0,
+            throttle: Throttle { zone: "open".to_owned(), signal: None, reason: None },
+            submitted_at: Timestamp::UNIX_EPOCH,
+            started_at: None,
+            finished_at: None,
+            error: None,
+            sweep: 0,
+            resume_at: None,
+        }
+    }
+}
+
 /// All jobs, the latest submitted first.
 pub async fn list(client: &impl GenericClient, state: &State) -> Result<Vec<Status>, StateError> {
     let rows = client

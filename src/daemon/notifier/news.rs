@@ -239,7 +239,6 @@ mod tests {
 
     fn status(state: &str, zone: &str, signal: Option<&str>, rows_quarantined: i64) -> Status {
         Status {
-            name: "fill".to_owned(),
             state: state.to_owned(),
             table: "users".to_owned(),
             rows_scanned: 412,
@@ -248,11 +247,7 @@ mod tests {
             rows_remaining: 588,
             estimated_rows: 1000,
             progress: 0.412,
-            rows_per_second: 0.0,
-            eta_seconds: None,
             workers: 1,
-            slices_total: 1,
-            slices_done: 0,
             throttle: Throttle {
                 zone: zone.to_owned(),
                 signal: signal.map(ToOwned::to_owned),
@@ -260,10 +255,7 @@ mod tests {
             },
             submitted_at: at(-100),
             started_at: Some(at(-90)),
-            finished_at: None,
-            error: None,
-            sweep: 0,
-            resume_at: None,
+            ..Status::new("fill")
         }
     }
 

@@ -59,34 +59,16 @@ fn told(job: &Status) -> String {
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
-
     use super::*;
-    use crate::state::status::Throttle;
 
     fn job(name: &str, state: &str) -> Status {
         Status {
-            name: name.to_owned(),
             state: state.to_owned(),
-            table: "items".to_owned(),
-            rows_scanned: 0,
-            rows_changed: 0,
-            rows_quarantined: 0,
-            rows_remaining: 0,
-            estimated_rows: 0,
             progress: 0.9999,
             rows_per_second: 2998.6,
             eta_seconds: Some(125.9),
             workers: 1,
-            slices_total: 1,
-            slices_done: 0,
-            throttle: Throttle { zone: "open".to_owned(), signal: None, reason: None },
-            submitted_at: Timestamp::UNIX_EPOCH,
-            started_at: None,
-            finished_at: None,
-            error: None,
-            sweep: 0,
-            resume_at: None,
+            ..Status::new(name)
         }
     }
 
