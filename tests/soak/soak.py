@@ -5,6 +5,8 @@ logged, and whether its metrics agree with the database. See `make soak`.
 
 import argparse
 import json
+import os
+import platform
 import re
 import shutil
 import statistics
@@ -235,7 +237,9 @@ def main() -> int:
     lines += [f"differences between metrics and database: {len(differences)}", *differences[:20]]
     print("\n".join(lines))
     if wanted.report:
-        wanted.report.write_text("# An hour with everything on\n\nWhat `make soak` saw last.\n\n" + "".join(f"- {line}\n" for line in lines))
+        memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        machine = f"{os.cpu_count()} cores, {memory_gib:.0f} GiB of memory, {platform.system()} {platform.release()}"
+        wanted.report.write_text(f"# An hour with everything on\n\nWhat `make soak` saw last, on {machine}.\n\n" + "".join(f"- {line}\n" for line in lines))
     return 1 if differences or wrong else 0
 
 

@@ -117,8 +117,11 @@ async fn a_probe_that_always_fails_holds_the_rate_and_does_not_stop_the_walk_for
     let reason = scene.zone("fill", "paused").await;
     assert!(reason.contains("measuring the quiet latency first"), "{reason}");
     scene.walks_on("fill").await;
-    let reason = scene.zone("fill", "hold").await;
-    assert!(reason.contains("no_such_column"), "{reason}");
+    // On a slow machine the other probes have too few samples for a while, which holds it too.
+    until("the failure to hold the rate", PATIENCE, async || {
+        scene.zone("fill", "hold").await.contains("no_such_column").then_some(())
+    })
+    .await;
     assert_eq!(rate(&scene, "fill"), Some(50.0));
 }
 
