@@ -15,8 +15,8 @@ demo: build ## watch half a million rows being backfilled on a live PostgreSQL, 
 test: ## every test, on real PostgreSQL servers
 	@scripts/install-deps
 	@scripts/install-tools pgbouncer python prometheus systemd curl chromium deploy
-	@# They wait more than they compute: two more at a time than there are processors.
-	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$(($$(nproc) + 2))} cargo test --locked
+	@# They wait more than they compute: one more at a time than there are processors.
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$(($$(nproc) + 1))} cargo test --locked
 	@scripts/test-rules
 	@scripts/test-http
 	@scripts/test-django 5.2
