@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::Told;
 use super::answer::Answer;
 use crate::state::status::Status;
-use crate::throttle::report::Report;
+use crate::throttle::report::{Report, SignalReport};
 
 /// An hour of one each five seconds.
 const SAMPLES: usize = 720;
@@ -25,20 +25,19 @@ const FIRST_BATCHES: SignedDuration = SignedDuration::from_secs(5);
 #[derive(Debug, Clone, Default)]
 pub struct History(Arc<Mutex<VecDeque<Arc<Sample>>>>);
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Sample {
     at: Timestamp,
-    jobs: Vec<(Box<str>, Point)>,
-    signals: Vec<Read>,
+    jobs: Box<[(Arc<str>, Point)]>,
+    signals: Box<[(Arc<Signal>, Point)]>,
 }
 
-/// A reading of a signal.
-#[derive(Debug, Clone)]
-struct Read {
-    signal: Box<str>,
+/// What a reading is of. A replica is read in seconds and in bytes.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Signal {
+    name: Box<str>,
     subject: Box<str>,
     unit: Option<Box<str>>,
-    point: Point,
 }
 
 /// What was read, and its limit.
@@ -48,9 +47,28 @@ struct Point {
     limit: Option<f64>,
 }
 
+impl Signal {
+    fn of(report: &SignalReport) -> Self {
+        Self {
+            name: report.signal.as_str().into(),
+            subject: report.subject.as_str().into(),
+            unit: report.unit.as_deref().map(Box::from),
+        }
+    }
+
+    fn is_of(&self, report: &SignalReport) -> bool {
+        *self.name == *report.signal
+            && *self.subject == *report.subject
+            && self.unit.as_deref() == report.unit.as_deref()
+    }
+}
+
 impl History {
     /// Takes a sample: the jobs that run, and each reading of the throttle.
     pub fn take(&self, at: Timestamp, jobs: &[Status], report: &Report) {
+        let mut samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Its names are shared, so that an hour of samples holds each of them once.
+        let last = samples.back();
         let is_under_way =
             |job: &&Status| job.started_at.is_some_and(|start| at.duration_since(start) >= FIRST_BATCHES);
         let running =
@@ -58,16 +76,16 @@ impl History {
         let jobs = running.take(JOBS).map(|job| {
             let limit =
                 report.jobs.get(&job.name).map(|job| job.rows_per_second).filter(|limit| limit.is_finite());
-            (job.name.as_str().into(), Point { value: Some(job.rows_per_second), limit })
+            let same = last.and_then(|last| last.jobs.iter().find(|(name, _)| **name == *job.name));
+            let name = same.map_or_else(|| job.name.as_str().into(), |(name, _)| Arc::clone(name));
+            (name, Point { value: Some(job.rows_per_second), limit })
         });
-        let signals = report.signals.iter().map(|of| Read {
-            signal: of.signal.as_str().into(),
-            subject: of.subject.as_str().into(),
-            unit: of.unit.as_deref().map(Box::from),
-            point: Point { value: of.reading, limit: of.limit },
+        let signals = report.signals.iter().map(|of| {
+            let same = last.and_then(|last| last.signals.iter().find(|(signal, _)| signal.is_of(of)));
+            let signal = same.map_or_else(|| Arc::new(Signal::of(of)), |(signal, _)| Arc::clone(signal));
+            (signal, Point { value: of.reading, limit: of.limit })
         });
         let sample = Sample { at, jobs: jobs.collect(), signals: signals.collect() };
-        let mut samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         while samples.len() >= SAMPLES {
             samples.pop_front();
         }
@@ -85,23 +103,21 @@ impl History {
             Columns { at: samples.iter().map(|sample| sample.at).collect(), ..Columns::default() };
         let empty =
             || Line { value: vec![None; samples.len()], limit: vec![None; samples.len()], ..Line::default() };
-        let mut signals: BTreeMap<(&str, &str, Option<&str>), Line> = BTreeMap::new();
+        let mut signals: BTreeMap<&Signal, Line> = BTreeMap::new();
         for (index, sample) in samples.iter().enumerate() {
             for (name, point) in &sample.jobs {
                 columns.jobs.entry(name.to_string()).or_insert_with(empty).set(index, *point);
             }
-            for read in &sample.signals {
-                // A replica is read in seconds and in bytes.
-                let of = (&*read.signal, &*read.subject, read.unit.as_deref());
-                signals.entry(of).or_insert_with(empty).set(index, read.point);
+            for (signal, point) in &sample.signals {
+                signals.entry(signal).or_insert_with(empty).set(index, *point);
             }
         }
         columns.signals = signals
             .into_iter()
-            .map(|((signal, subject, unit), line)| SignalLine {
-                name: signal.to_owned(),
-                subject: subject.to_owned(),
-                line: Line { unit: unit.map(ToOwned::to_owned), ..line },
+            .map(|(signal, line)| SignalLine {
+                name: signal.name.to_string(),
+                subject: signal.subject.to_string(),
+                line: Line { unit: signal.unit.as_deref().map(ToOwned::to_owned), ..line },
             })
             .collect();
         columns
@@ -158,7 +174,6 @@ pub(super) async fn tell(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::throttle::report::SignalReport;
 
     fn report(reading: f64) -> Report {
         let signal = SignalReport {
@@ -188,6 +203,25 @@ mod tests {
         assert_eq!(new.at, [at(998), at(999)]);
         assert_eq!(new.signals[0].line.value, [Some(998.0), Some(999.0)]);
         assert_eq!(new.signals[0].line.limit, [Some(0.01), Some(0.01)]);
+    }
+
+    #[test]
+    fn an_hour_holds_each_name_once() {
+        let history = History::default();
+        let job = Status {
+            state: "running".to_owned(),
+            workers: 1,
+            started_at: Some(Timestamp::UNIX_EPOCH),
+            ..Status::new("fill")
+        };
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        for second in 10..13 {
+            history.take(at(second), std::slice::from_ref(&job), &report(1.0));
+        }
+        let samples = history.0.lock().unwrap();
+        let (first, last) = (&samples[0], &samples[2]);
+        assert!(Arc::ptr_eq(&first.jobs[0].0, &last.jobs[0].0));
+        assert!(Arc::ptr_eq(&first.signals[0].0, &last.signals[0].0));
     }
 
     #[test]

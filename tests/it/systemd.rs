@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::metrics::get;
 use super::support::daemon::{Daemon, backfilld};
 use super::support::database::Database;
+use super::support::receiver::Receiver;
 use super::support::server::{Server, free_port};
 use super::support::{job_file, until};
 
@@ -131,6 +132,30 @@ async fn it_is_ready_once_it_has_reached_its_database() {
     daemon.signal("TERM");
     manager.hears("STOPPING=1");
     assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(0), "{}", daemon.log());
+}
+
+/// It may wait half a minute for it at its end, which somebody who wants it gone need not sit out.
+#[tokio::test]
+async fn a_stop_ends_the_wait_for_a_receiver_that_hangs() {
+    let database = Database::create().await;
+    table(&database).await;
+    let manager = Manager::new();
+    let file = job_file(manager.folder.path(), "a.toml", &job(""));
+    let receiver = Receiver::start();
+    receiver.answer(None);
+    let url = format!("http://127.0.0.1:{}", receiver.port());
+    let arguments = ["--until-idle", "--job", file.to_str().unwrap()];
+    let mut daemon = manager.start(database.url(), &arguments, &[("BACKFILLD__NOTIFY__URL", &url)]);
+    receiver.wait_for(1, PATIENCE);
+    manager.hears("STOPPING=1");
+    assert!(!daemon.has_ended(), "{}", daemon.log());
+    daemon.signal("TERM");
+    assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(0), "{}", daemon.log());
+    assert!(daemon.log().contains("not all notifications are sent"), "{}", daemon.log());
+    let sql = "SELECT attempts, last_error, ended_at IS NULL FROM backfilld.notification";
+    let row = database.connect().await.query_one(sql, &[]).await.unwrap();
+    let told: (i32, Option<&str>, bool) = (row.get(0), row.get(1), row.get(2));
+    assert_eq!(told, (1, None, true), "it left while its first answer was waited for: {}", daemon.log());
 }
 
 #[tokio::test]
