@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from conftest import TOKEN, Site
-from servers import ROOT, backfilld, wait_until
+from servers import ROOT, Daemon, backfilld, wait_until
 
 JOB = "users-name-filled"
 ROWS = 200_000
@@ -43,6 +43,8 @@ def page(browser: Browser, site: Site) -> Iterator[Page]:
     page.on("request", lambda request: outside.append(request.url) if not request.url.startswith(site.url) else None)
     page.goto(site.url)
     yield page
+    # What a test stands between may be in the middle of an answer.
+    page.unroute_all(behavior="ignoreErrors")
     context.close()
     assert wrong == [] and outside == []
 
@@ -184,6 +186,60 @@ def test_a_wrong_token_changes_nothing_and_is_asked_for_again(site: Site, page: 
     # It stands nowhere that outlives the tab.
     kept = page.evaluate("[document.cookie, Object.keys(localStorage).length, location.href]")
     assert kept == ["", 0, f"{site.url}/"]
+
+
+def test_a_change_whose_answer_is_lost_is_not_said_to_be_unmade(site: Site, page: Page) -> None:
+    walk(site)
+    expect(card(page).locator(".state")).to_have_text("running")
+
+    def lose(route: Route) -> None:
+        route.fetch()
+        route.abort()
+
+    page.route("**/pause", lose)
+    press(page, "Pause")
+    give_token(page)
+    expect(page.locator("#said")).to_have_text(f"It is not known whether {JOB} was changed: the daemon does not answer")
+    assert site.state(JOB) == "paused"
+    # What stands there a moment later is how it is.
+    expect(card(page).locator(".state")).to_have_text("paused")
+
+
+def test_a_page_that_outlives_its_daemons_upgrade_says_so(site: Site, page: Page) -> None:
+    walk(site)
+    expect(card(page).locator(".state")).to_have_text("running")
+
+    def of_next_version(route: Route) -> None:
+        response = route.fetch()
+        route.fulfill(response=response, json={**response.json(), "version": "99.0.0"})
+
+    page.route("**/api/v1/daemon", of_next_version)
+    expect(page.locator("#said")).to_contain_text("The daemon is of version 99.0.0 now, and this page of")
+    expect(page.locator("#daemon")).to_contain_text(" 99.0.0, ")
+    # It goes on meanwhile.
+    seen = scanned(page)
+    wait_until("more rows are told", lambda: scanned(page) > seen)
+
+
+def test_several_daemons_on_one_page(site: Site, page: Page) -> None:
+    """The limits of a job's daemons add up, and each reading says whose it is."""
+    walk(site, "[walk]", "workers = 2")
+    expect(card(page).locator(".state")).to_have_text("running")
+    of_first = page.get_by_role("row", name=re.compile("^query latency")).first
+    expect(of_first).to_be_visible()
+    names = [site.settings["BACKFILLD__DAEMON__NAME"], "another"]
+    expect(of_first).not_to_contain_text(names[0])
+    other = Daemon(site.database, site.folder / "other.log", **site.settings | {"BACKFILLD__DAEMON__NAME": names[1]})
+    for name in names:
+        expect(page.get_by_role("row", name=re.compile(rf"^query latency.*\({name}\)")).first).to_be_visible()
+    expect(card(page).locator(".why")).to_contain_text("limits.rows_per_second = 500")
+    chart = page.locator("figure", has=page.get_by_text("Rate of each job", exact=True))
+    expect(chart.get_by_role("img")).to_have_attribute("aria-label", re.compile(r"now [\d,]+ rows/s"))
+    # The limit in this daemon's memory is its own part of it only.
+    expect(chart.locator(".legend .of-limit")).to_have_count(0)
+    other.stop()
+    expect(page.get_by_role("row", name=re.compile(r"\(another\)"))).to_have_count(0, timeout=2 * PATIENCE_MS)
+    expect(of_first).not_to_contain_text(names[0])
 
 
 def test_a_daemon_that_is_gone_and_comes_back(site: Site, page: Page) -> None:

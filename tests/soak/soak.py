@@ -40,6 +40,8 @@ class Samples:
     """What was seen each time, in order."""
 
     daemon_rss_kib: list[int] = field(default_factory=list)
+    #: What it has allocated: without the pages of its program, which are read as they are needed.
+    daemon_anonymous_kib: list[int] = field(default_factory=list)
     page_heap_kib: list[int] = field(default_factory=list)
     open_files: list[int] = field(default_factory=list)
     connections: list[int] = field(default_factory=list)
@@ -132,8 +134,9 @@ class Soak:
 
     def sample(self, page: Page) -> None:
         process = Path(f"/proc/{self.daemon.process.pid}")
-        rss = re.search(r"VmRSS:\s+(\d+) kB", (process / "status").read_text())
-        self.samples.daemon_rss_kib.append(int(rss[1]))
+        status = (process / "status").read_text()
+        for of, samples in [("VmRSS", self.samples.daemon_rss_kib), ("RssAnon", self.samples.daemon_anonymous_kib)]:
+            samples.append(int(re.search(rf"{of}:\s+(\d+) kB", status)[1]))
         self.samples.open_files.append(len(list((process / "fd").iterdir())))
         self.samples.page_heap_kib.append(page.evaluate("performance.memory.usedJSHeapSize") // 1024)
         self.samples.connections.append(int(self.sql("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'backfilld%'")))
@@ -208,6 +211,12 @@ def flat(values: list[int]) -> tuple[float, float, float]:
     return first, last, last / first
 
 
+def by_sixths(values: list[int]) -> list[str]:
+    """The median of each."""
+    part = max(1, len(values) // 6)
+    return [f"{statistics.median(values[first : first + part]):.0f}" for first in range(0, part * 6, part) if values[first : first + part]]
+
+
 def main() -> int:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--seconds", type=int, default=3600)
@@ -225,12 +234,15 @@ def main() -> int:
     lines = [f"{wanted.seconds} s; {jobs}; {len(log)} lines of log"]
     for name, unit, values in [
         ("memory of the daemon", "KiB", soak.samples.daemon_rss_kib),
+        ("what it has allocated", "KiB", soak.samples.daemon_anonymous_kib),
         ("heap of the page", "KiB", soak.samples.page_heap_kib),
         ("open files of the daemon", "", soak.samples.open_files),
         ("its connections", "", soak.samples.connections),
     ]:
         first, last, ratio = flat(values)
         lines.append(f"{name}: {first:.0f} {unit} after {WARM_PART:.0%} of the time, {last:.0f} {unit} at the end ({ratio:.3f}), {max(values)} at most")
+        if unit:
+            lines.append(f"  by sixths of the time: {', '.join(by_sixths(values))}")
     lines += [f"warnings and errors in the log: {len(telling)}", *telling[:20]]
     lines += [f"errors of the page: {len(wrong)}", *wrong[:20]]
     lines += [f"alerts that fired: {', '.join(alerts) or 'none'}"]
@@ -239,7 +251,7 @@ def main() -> int:
     if wanted.report:
         memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
         machine = f"{os.cpu_count()} cores, {memory_gib:.0f} GiB of memory, {platform.system()} {platform.release()}"
-        wanted.report.write_text(f"# An hour with everything on\n\nWhat `make soak` saw last, on {machine}.\n\n" + "".join(f"- {line}\n" for line in lines))
+        wanted.report.write_text(f"# An hour with everything on\n\nWhat `make soak` saw last, on {machine}.\n\n" + "".join(f"{line}\n" if line.startswith(" ") else f"- {line}\n" for line in lines))
     return 1 if differences or wrong else 0
 
 
