@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 use super::support::daemon::{Daemon, Run, backfilld, backfilld_with};
 use super::support::database::Database;
 use super::support::pgbouncer::PgBouncer;
+use super::support::receiver::Receiver;
 use super::support::server::Server;
 use super::support::{job_file, until};
 
@@ -135,6 +136,38 @@ async fn every_command_and_every_signal_works_without_one_error_on_the_server() 
     scene.every_row_once(60_000).await;
     assert!(daemon.stop().success(), "{}", daemon.log());
     assert!(!daemon.log().contains("WARN") && !daemon.log().contains("ERROR"), "{}", daemon.log());
+    assert_eq!(scene.errors(), [""; 0]);
+}
+
+#[tokio::test]
+async fn of_two_daemons_one_tells_how_a_job_ended() {
+    let scene = Scene::with_rows(100).await;
+    let receiver = Receiver::start();
+    receiver.answer(Some(503));
+    let url = format!("http://127.0.0.1:{}", receiver.port());
+    let mut daemons = ["one", "other"]
+        .map(|name| scene.daemon(&[("BACKFILLD__NOTIFY__URL", &url), ("BACKFILLD__DAEMON__NAME", name)]));
+    for daemon in &daemons {
+        daemon.wait_for_log("notifications are sent", PATIENCE);
+    }
+    scene.succeeds(&["submit", &scene.job("")]);
+    scene.succeeds(&["wait", "count", "--timeout", "60s"]);
+    // Taken up again after it was refused, by whoever comes first.
+    receiver.wait_for(2, PATIENCE);
+    receiver.answer(Some(200));
+    until("it to be sent", PATIENCE, async || {
+        let sent = "SELECT count(*) FROM backfilld.notification WHERE outcome = 'sent'";
+        (scene.number(sent).await == 1).then_some(())
+    })
+    .await;
+    let posts = receiver.posts();
+    assert!(posts.iter().all(|post| post.body == posts[0].body), "{posts:#?}");
+    assert_eq!((posts[0].text("job"), posts[0].text("kind")), ("count", "complete"));
+    let attempts = scene.number("SELECT sum(attempts) FROM backfilld.notification").await;
+    assert_eq!(usize::try_from(attempts).unwrap(), posts.len(), "{posts:#?}");
+    for daemon in &mut daemons {
+        assert!(daemon.stop().success(), "{}", daemon.log());
+    }
     assert_eq!(scene.errors(), [""; 0]);
 }
 
