@@ -15,7 +15,7 @@ use crate::database::{Database, Failure, Object, Target, describe};
 use crate::job::spec::Spec;
 use crate::state::slice::{Claim, Totals};
 use crate::state::{Actor, State, job};
-use crate::throttle::JobThrottle;
+use crate::throttle::{JobThrottle, Retries};
 use crate::walk::Plan;
 use crate::walk::batch::{self, BatchError, Committed, Outcome, Request, SetAside, Step};
 use crate::walk::isolation::Isolation;
@@ -97,6 +97,8 @@ pub(super) struct Worker {
     told_aside: Seldom<()>,
     /// Whether the batches that fail just now were told of.
     is_failure_told: bool,
+    /// For whoever looks while they do.
+    retries: Retries,
     last_checkpoint: Instant,
     last_report: Instant,
 }
@@ -131,6 +133,7 @@ impl Worker {
             told_failures: Seldom::new(REPORT_EVERY),
             told_aside: Seldom::new(REPORT_EVERY),
             is_failure_told: false,
+            retries: throttle.retries(claim.number),
             last_checkpoint: now,
             last_report: now,
             database,
@@ -297,6 +300,7 @@ impl Worker {
                 tracing::debug!(%job, slice, failures = self.failures, "going on");
             }
             self.failures = 0;
+            self.retries.end();
         }
         metrics::rows(job, batch.rows_scanned, batch.rows_changed, batch.rows_quarantined);
         metrics::committed(job, batch.rows_scanned, batch.execution);
@@ -422,6 +426,12 @@ impl Worker {
             tracing::warn!(%job, slice, ?step, error = %reason, "batch failed, trying again");
         } else {
             tracing::debug!(%job, slice, ?step, error = %reason, failures = self.failures, "batch failed, trying again");
+        }
+        // One that fails once is nothing to trouble anybody with.
+        if self.failures > 1 {
+            let times = self.failures;
+            self.retries
+                .tell(format!("a batch has failed {times} times in a row and is tried again: {reason}"));
         }
         self.back_off(self.failures, LONGEST_WAIT_TO_RETRY).await;
         None

@@ -53,6 +53,8 @@ pub struct Status {
     pub sweep: i32,
     /// When a job that is paused goes on by itself; none when somebody has to resume it.
     pub resume_at: Option<Timestamp>,
+    /// Why a batch failed that is tried again; none while none fails.
+    pub retrying: Option<String>,
 }
 
 /// What holds a job back.
@@ -93,6 +95,7 @@ impl Status {
             error: None,
             sweep: 0,
             resume_at: None,
+            retrying: None,
         }
     }
 }

@@ -25,6 +25,7 @@ const UPGRADES: &[Upgrade] = &[
     Upgrade { version: 9, name: "held", sql: include_str!("upgrades/0009_held.sql") },
     Upgrade { version: 10, name: "notify", sql: include_str!("upgrades/0010_notify.sql") },
     Upgrade { version: 11, name: "resume_at", sql: include_str!("upgrades/0011_resume_at.sql") },
+    Upgrade { version: 12, name: "retrying", sql: include_str!("upgrades/0012_retrying.sql") },
 ];
 
 /// The version that this program reads and writes.

@@ -84,6 +84,8 @@ pub struct JobTick {
     pub told: Told,
     /// The zone told before, when it has changed.
     pub change: Option<Change>,
+    /// Why a batch failed that is tried again, if one is.
+    pub retried: Option<String>,
 }
 
 /// A change of the zone that is told.
@@ -219,7 +221,9 @@ impl Control {
             let rows_per_second_before = entry.published();
             let change = (from != Some(told.zone)).then_some(Change { from, rows_per_second_before });
             entry.publish(decision.rows_per_second);
-            jobs.push(JobTick { job, decision, told, change });
+            // What stands still by the throttle's word is not tried now.
+            let retried = entry.retried().filter(|_| told.zone != Zone::Paused);
+            jobs.push(JobTick { job, decision, told, change, retried });
         }
         if jobs.iter().any(|job| job.decision.forget) {
             board.latency.forget();

@@ -1,8 +1,8 @@
 //! What the throttle knows of one job, and the job's own side of it.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -58,6 +58,8 @@ struct Meter {
     barred: AtomicBool,
     /// Of all daemons together.
     workers: AtomicU32,
+    /// By slice: why its batch failed that is tried again.
+    retried: Mutex<BTreeMap<i32, String>>,
 }
 
 /// One job as the throttle has it.
@@ -132,6 +134,11 @@ impl Entry {
     /// So many workers of all daemons are at it.
     pub(super) fn set_workers(&self, workers: u32) {
         self.meter.workers.store(workers, Ordering::Relaxed);
+    }
+
+    /// Why a batch failed that is tried again, if one is.
+    pub(super) fn retried(&self) -> Option<String> {
+        self.meter.retried.lock().unwrap_or_else(PoisonError::into_inner).values().next().cloned()
     }
 
     /// It takes part in what is walked at this moment.
@@ -249,11 +256,42 @@ impl JobThrottle {
         self.pacer.admit(rows, &mut self.rate).await;
     }
 
+    /// For the worker of this slice to say why its batches fail.
+    #[must_use]
+    pub fn retries(&self, slice: i32) -> Retries {
+        Retries { meter: self.meter.clone(), slice }
+    }
+
     /// Says that a batch is under way, for as long as the value lives.
     #[must_use]
     pub fn begin_batch(&self) -> BatchInFlight {
         self.meter.batches_in_flight.fetch_add(1, Ordering::AcqRel);
         BatchInFlight { meter: self.meter.clone() }
+    }
+}
+
+/// What one slice's worker says of the batches that fail it; nothing any more once the value is gone.
+#[derive(Debug)]
+pub struct Retries {
+    meter: Arc<Meter>,
+    slice: i32,
+}
+
+impl Retries {
+    /// The batch failed for this reason, and is tried again.
+    pub fn tell(&self, reason: String) {
+        self.meter.retried.lock().unwrap_or_else(PoisonError::into_inner).insert(self.slice, reason);
+    }
+
+    /// It fails no more.
+    pub fn end(&self) {
+        self.meter.retried.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.slice);
+    }
+}
+
+impl Drop for Retries {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -321,6 +359,19 @@ mod tests {
         let mut entry = entry();
         tell(&mut entry, Zone::Paused, 10);
         assert_eq!(tell(&mut entry, Zone::Open, 10), (Zone::Open, Some(Zone::Paused)));
+    }
+
+    #[test]
+    fn what_fails_is_told_until_it_fails_no_more_or_its_worker_is_gone() {
+        let entry = entry();
+        let [first, second] = [1, 2].map(|slice| entry.handle().retries(slice));
+        first.tell("deadlock detected".to_owned());
+        second.tell("lock timeout".to_owned());
+        assert_eq!(entry.retried().as_deref(), Some("deadlock detected"));
+        first.end();
+        assert_eq!(entry.retried().as_deref(), Some("lock timeout"));
+        drop(second);
+        assert_eq!(entry.retried(), None);
     }
 
     #[test]

@@ -29,4 +29,4 @@ pub mod watched;
 pub mod window;
 
 pub use control::Control;
-pub use job::JobThrottle;
+pub use job::{JobThrottle, Retries};

@@ -67,6 +67,8 @@ pub struct JobReport {
     pub reason: String,
     /// The rate that the job may have, in rows a second.
     pub rows_per_second: f64,
+    /// Why a batch failed that is tried again; none while none fails.
+    pub retrying: Option<String>,
 }
 
 impl Report {
@@ -104,6 +106,7 @@ impl Report {
                 signal: tick.told.signal.clone(),
                 reason: tick.told.reason.clone(),
                 rows_per_second: tick.decision.rows_per_second,
+                retrying: tick.retried.clone(),
             };
             (tick.job.clone(), report)
         };

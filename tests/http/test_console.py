@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -277,6 +278,26 @@ def test_a_pause_that_ends_by_itself_says_when(site: Site, page: Page) -> None:
     expect(card(page).locator(".why")).to_have_text(re.compile(r"^Paused until [\d: -]+; then it goes on by itself\.$"))
     backfilld(site.database, "pause", JOB)
     expect(card(page).locator(".why")).to_have_text("Paused until somebody resumes it.")
+
+
+def test_a_batch_that_fails_again_and_again_is_told_of(site: Site, page: Page) -> None:
+    fill(site, rows=100)
+    other = subprocess.Popen(
+        [site.primary.psql, "--no-psqlrc", "--quiet", "--tuples-only", site.database],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with other:
+        assert other.stdin is not None and other.stdout is not None
+        other.stdin.write("BEGIN; SELECT 'locked' FROM users WHERE id = 50 FOR UPDATE;\n")
+        other.stdin.flush()
+        assert "locked" in other.stdout.readline()
+        site.submit(JOB, "users", "filled IS NULL", "[limits]", "lock_timeout = '50ms'", "max_retries = 100000")
+        expect(card(page).locator(".why")).to_have_text(
+            re.compile(r"^It makes no headway: a batch has failed \d+ times in a row and is tried again: canceling statement due to lock timeout")
+        )
+        other.stdin.close()
+    expect(card(page).locator(".state")).to_have_text("complete")
+    expect(card(page).locator(".why")).to_have_text("")
 
 
 def test_jobs_that_have_ended_are_folded_away(site: Site, page: Page) -> None:

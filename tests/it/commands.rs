@@ -22,7 +22,7 @@ use crate::support::database::Database;
 use crate::support::{self, job_file};
 
 /// The keys of `status --json`, in the contract's order.
-pub(crate) const STATUS_KEYS: [&str; 21] = [
+pub(crate) const STATUS_KEYS: [&str; 22] = [
     "name",
     "state",
     "table",
@@ -44,6 +44,7 @@ pub(crate) const STATUS_KEYS: [&str; 21] = [
     "error",
     "sweep",
     "resume_at",
+    "retrying",
 ];
 
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -51,7 +51,9 @@ fn told(job: &Status) -> String {
         let left = Duration::from_secs(seconds.max(0.0) as u64);
         let _ = write!(text, ", {} left", humantime::format_duration(left));
     }
-    if let Some(reason) = job.throttle.reason.as_ref().filter(|_| job.throttle.zone != "open") {
+    if let Some(reason) = &job.retrying {
+        let _ = write!(text, ", {reason}");
+    } else if let Some(reason) = job.throttle.reason.as_ref().filter(|_| job.throttle.zone != "open") {
         let _ = write!(text, ", {}: {reason}", job.throttle.zone);
     }
     text

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{PATIENCE, SLOW, STATUS_KEYS, Scene};
 use crate::support::daemon::Daemon;
+use crate::support::until;
 
 fn number(status: &Value, key: &str) -> f64 {
     status[key].as_f64().unwrap_or_else(|| panic!("{key} is a number: {status}"))
@@ -202,4 +203,29 @@ async fn watch_without_a_terminal_prints_lines_and_ends_with_the_job() {
     let log = watch.log();
     assert_eq!(log.lines().last(), Some("fill  100.0 %, complete, 2,000 rows changed"), "{log}");
     assert!(!log.contains('\u{1b}'), "no escape sequences without a terminal: {log:?}");
+}
+
+/// Nothing is wrong with the throttle then, and nothing moves.
+#[tokio::test]
+async fn a_batch_that_fails_again_and_again_is_told_with_its_reason_while_it_does() {
+    let scene = Scene::with_users(100).await;
+    let patient = "[limits]\nlock_timeout = '50ms'\nmax_retries = 100_000";
+    scene.done(&["submit", &scene.job("fill", patient)]);
+    scene.client.batch_execute("BEGIN; SELECT FROM users WHERE id = 50 FOR UPDATE").await.unwrap();
+    let daemon = Daemon::start(scene.url(), &[]);
+    let told = until("it to be told", PATIENCE, async || {
+        scene.status("fill")["retrying"].as_str().map(ToOwned::to_owned)
+    })
+    .await;
+    assert!(
+        told.contains("times in a row and is tried again: canceling statement due to lock timeout"),
+        "{told}"
+    );
+    assert_eq!(scene.status("fill")["error"], Value::Null, "it has not failed");
+    let table = scene.done(&["status"]);
+    assert!(table.contains("tried again"), "{table}");
+    scene.client.batch_execute("ROLLBACK").await.unwrap();
+    until("the job to end", PATIENCE, async || (scene.status("fill")["state"] == "complete").then_some(()))
+        .await;
+    assert_eq!(scene.status("fill")["retrying"], Value::Null, "{}", daemon.log());
 }
