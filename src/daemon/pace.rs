@@ -7,6 +7,9 @@ const MEMORY: Duration = Duration::from_secs(10);
 
 /// A rate over about the last ten seconds: rows and time, both fading exponentially. Their quotient
 /// is right from the first batch on, however long or short the batches are.
+///
+/// The throttle lets the first batch go at once, and the next one only when the time for the first is over. So
+/// by its own time it would seem far faster than the rate that it may have.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     rows: f64,
@@ -14,11 +17,16 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Takes note of `rows` in `time`, waits included.
-    pub(super) fn add(&mut self, rows: u64, time: Duration) {
-        let fading = (-time.as_secs_f64() / MEMORY.as_secs_f64()).exp();
-        self.rows = self.rows * fading + rows as f64;
-        self.seconds = self.seconds * fading + time.as_secs_f64();
+    /// Takes note of `rows` in `time`, waits included, while `allowed_rows_per_second` are.
+    pub(super) fn add(&mut self, rows: u64, time: Duration, allowed_rows_per_second: f64) {
+        let (rows, mut seconds) = (rows as f64, time.as_secs_f64());
+        let is_first = self.seconds <= 0.0;
+        if is_first && allowed_rows_per_second > 0.0 {
+            seconds = seconds.max(rows / allowed_rows_per_second);
+        }
+        let fading = (-seconds / MEMORY.as_secs_f64()).exp();
+        self.rows = self.rows * fading + rows;
+        self.seconds = self.seconds * fading + seconds;
     }
 
     pub(super) fn rows_per_second(&self) -> f64 {
@@ -35,17 +43,32 @@ mod tests {
         let mut pace = Pace::default();
         assert!(pace.rows_per_second().abs() < f64::EPSILON);
         for _ in 0..3 {
-            pace.add(500, Duration::from_millis(50));
+            pace.add(500, Duration::from_millis(50), 20_000.0);
             assert!((pace.rows_per_second() - 10_000.0).abs() < 1e-6);
         }
     }
 
     #[test]
+    fn the_first_batch_is_not_taken_for_faster_than_it_may_go_on() {
+        let mut pace = Pace::default();
+        pace.add(200, Duration::from_millis(4), 500.0);
+        assert!((pace.rows_per_second() - 500.0).abs() < 1e-6);
+        for _ in 0..3 {
+            pace.add(200, Duration::from_millis(400), 500.0);
+            assert!((pace.rows_per_second() - 500.0).abs() < 1e-6);
+        }
+        // A pause that came in between says nothing of it.
+        let mut paused = Pace::default();
+        paused.add(200, Duration::from_millis(4), 0.0);
+        assert!((paused.rows_per_second() - 50_000.0).abs() < 1e-6);
+    }
+
+    #[test]
     fn it_forgets() {
         let mut pace = Pace::default();
-        pace.add(1_000_000, Duration::from_secs(1));
+        pace.add(1_000_000, Duration::from_secs(1), f64::INFINITY);
         for _ in 0..60 {
-            pace.add(100, Duration::from_secs(1));
+            pace.add(100, Duration::from_secs(1), f64::INFINITY);
         }
         assert!((100.0..1000.0).contains(&pace.rows_per_second()), "{}", pace.rows_per_second());
     }

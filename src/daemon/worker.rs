@@ -312,7 +312,8 @@ impl Worker {
         });
         self.sizer.done(batch.rows_scanned, batch.execution);
         self.isolation.done(usual_rows);
-        self.pace.add(batch.rows_scanned, self.last_checkpoint.elapsed());
+        let allowed = self.throttle.rows_per_second();
+        self.pace.add(batch.rows_scanned, self.last_checkpoint.elapsed(), allowed);
         self.last_checkpoint = Instant::now();
         if let Some(row) = &batch.set_aside {
             if self.told_aside.is_due((), Instant::now()) {

@@ -84,10 +84,18 @@ mod tests {
         held_back.throttle.zone = "cut".to_owned();
         held_back.throttle.reason = Some("p99 9ms >= 5ms".to_owned());
         held_back.eta_seconds = None;
-        let jobs = [job("a", "running"), held_back, job("others", "running"), job("done", "complete")];
+        let failing = Status {
+            rows_per_second: 0.0,
+            eta_seconds: None,
+            retrying: Some("a batch has failed".to_owned()),
+            ..job("c", "running")
+        };
+        let jobs =
+            [job("a", "running"), held_back, failing, job("others", "running"), job("done", "complete")];
         assert_eq!(
-            told_of(&jobs, &["a", "b"]),
-            "Walking a 99.9 %, 2999 rows/s, 2m 5s left; b 99.9 %, 2999 rows/s, cut: p99 9ms >= 5ms"
+            told_of(&jobs, &["a", "b", "c"]),
+            "Walking a 99.9 %, 2999 rows/s, 2m 5s left; b 99.9 %, 2999 rows/s, cut: p99 9ms >= 5ms; \
+             c 99.9 %, 0 rows/s, a batch has failed"
         );
     }
 
