@@ -206,7 +206,7 @@ fn sql_problems(section: &str, sql: &SqlSettings) -> Vec<String> {
 
 fn prometheus_problems(section: &str, server: &PrometheusSettings) -> Vec<String> {
     let mut problems = Problems::default();
-    problems.0.extend(address::prometheus_problem(&format!("{section}.url"), &server.url));
+    problems.0.extend(address::prometheus_problem(section, &server.url));
     problems.wrong(server.query.trim().is_empty(), || {
         format!("{section}.query is missing: write a PromQL expression")
     });
@@ -411,8 +411,8 @@ mod tests {
             ("BACKFILLD__THROTTLE__SQL__MAX", "1", "throttle.sql.max: a name of your own is missing"),
             (
                 "BACKFILLD__THROTTLE__PROMETHEUS__A__URL",
-                "https://h",
-                "throttle.prometheus.a.url: https is not",
+                "ftp://h",
+                "throttle.prometheus.a.url must begin with",
             ),
         ] {
             let told = told(name, value);

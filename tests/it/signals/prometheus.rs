@@ -7,11 +7,18 @@ use std::time::Duration;
 use backfilld::throttle::reading::Figure;
 use backfilld::throttle::signals::Prometheus;
 use secrecy::SecretString;
+use serde_json::Value;
 
 use super::Watching;
+use crate::support::daemon::{Daemon, backfilld};
+use crate::support::database::Database;
+use crate::support::prometheus::Prometheus as Server;
+use crate::support::{job_file, until};
+use crate::tls::authority::Authority;
 
 /// Long enough for an answer, and short enough for a test of one that does not come.
 const INTERVAL: Duration = Duration::from_millis(300);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a server does with a request.
 #[derive(Clone)]
@@ -127,4 +134,38 @@ async fn no_series_is_unknown() {
 async fn a_server_that_is_not_there_is_told() {
     let error = watch("http://ann:hunter2@127.0.0.1:1".to_owned(), "up").error().await;
     assert!(error.starts_with("127.0.0.1:1: ") && error.contains("refused"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_is_asked_by_tls_if_its_authority_is_trusted() {
+    let authority = Authority::new("ours");
+    let (certificate, key) = authority.server("localhost");
+    let server = Server::start_tls(&certificate, &key);
+    let url = format!("https://localhost:{}", server.port());
+    let database = Database::create().await;
+    let folder = tempfile::tempdir().unwrap();
+    for (name, authority, told) in [
+        ("trusted", &authority, r#""reading":3.0"#),
+        ("another", &Authority::new("another"), "UnknownIssuer"),
+    ] {
+        let roots = job_file(folder.path(), "roots.pem", &authority.certificate());
+        let environment = [
+            ("BACKFILLD__DAEMON__NAME", name),
+            ("BACKFILLD__THROTTLE__PROMETHEUS__APP__URL", &*url),
+            ("BACKFILLD__THROTTLE__PROMETHEUS__APP__QUERY", "vector(3)"),
+            ("BACKFILLD__THROTTLE__PROMETHEUS__APP__MAX", "10"),
+            ("SSL_CERT_FILE", roots.to_str().unwrap()),
+        ];
+        let mut daemon = Daemon::start_with(database.url(), &[], &environment);
+        until(&format!("{told} by {name}"), PATIENCE, async || {
+            let run = backfilld(database.url(), &["throttle", "--json"]);
+            let all: Value = serde_json::from_str(&run.stdout).ok()?;
+            let own = all.as_array()?.iter().find(|of| of["daemon"] == name)?;
+            let signals = own["throttle"]["signals"].as_array()?;
+            let signal = signals.iter().find(|of| of["signal"] == "prometheus.app")?;
+            signal.to_string().contains(told).then_some(())
+        })
+        .await;
+        daemon.stop();
+    }
 }

@@ -28,6 +28,32 @@ pub(crate) struct Prometheus {
 impl Prometheus {
     /// Starts one with these files: name and text, the first being its configuration.
     pub(crate) fn start(files: &[(&str, &str)]) -> Self {
+        let prometheus = Self::spawn(files, &[]);
+        server::block_on(async || {
+            until("Prometheus to be ready", START_TIMEOUT, async || {
+                prometheus.get("/-/ready").filter(|(status, _)| *status == 200)
+            })
+            .await
+        });
+        prometheus
+    }
+
+    /// Starts one that is asked by TLS only, with a certificate and its key as PEM text, and scrapes nothing.
+    pub(crate) fn start_tls(certificate: &str, key: &str) -> Self {
+        let web = "tls_server_config: {cert_file: certificate.pem, key_file: key.pem}";
+        let files =
+            [("prometheus.yml", ""), ("web.yml", web), ("certificate.pem", certificate), ("key.pem", key)];
+        let prometheus = Self::spawn(&files, &["--web.config.file=web.yml"]);
+        server::block_on(async || {
+            until("Prometheus to listen", START_TIMEOUT, async || {
+                TcpStream::connect(&prometheus.address).ok()
+            })
+            .await
+        });
+        prometheus
+    }
+
+    fn spawn(files: &[(&str, &str)], more: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("the temporary folder can be written to");
         for (name, text) in files {
             fs::write(folder.path().join(name), text).expect("the folder is new");
@@ -39,20 +65,19 @@ impl Prometheus {
             .arg(format!("--config.file={}", files[0].0))
             .arg(format!("--web.listen-address={address}"))
             .args(["--storage.tsdb.path=data", "--log.level=warn"])
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .expect("Prometheus can be run");
         let guard = Guard::start(r#"kill -KILL "$1""#, &[child.id().to_string()]);
-        let prometheus = Self { address, folder, child, guard };
-        server::block_on(async || {
-            until("Prometheus to be ready", START_TIMEOUT, async || {
-                prometheus.get("/-/ready").filter(|(status, _)| *status == 200)
-            })
-            .await
-        });
-        prometheus
+        Self { address, folder, child, guard }
+    }
+
+    /// Where it listens.
+    pub(crate) fn port(&self) -> u16 {
+        self.address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).expect("it has a port")
     }
 
     /// The series that the instant query has now, or what is wrong with it.

@@ -4,6 +4,7 @@
 use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::database::{Access, Target, TargetError};
+use crate::web::Address;
 
 /// Why a replica's address cannot be used.
 pub(super) fn replica_problem(key: &str, url: &SecretString, access: &Access) -> Option<String> {
@@ -30,24 +31,13 @@ fn names_a_host(url: &str) -> bool {
 }
 
 /// Why a Prometheus server's address cannot be used.
-pub(super) fn prometheus_problem(key: &str, url: &SecretString) -> Option<String> {
+pub(super) fn prometheus_problem(section: &str, url: &SecretString) -> Option<String> {
     let url = url.expose_secret();
     if url.trim().is_empty() {
-        return Some(format!("{key} is missing: write url = \"http://HOST:9090\""));
+        return Some(format!("{section}.url is missing: write url = \"http://HOST:9090\""));
     }
-    let scheme =
-        |scheme: &str| url.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
-    if scheme("https://") {
-        return Some(format!(
-            "{key}: https is not supported yet by this version: use http over a trusted network or a local proxy that speaks TLS"
-        ));
-    }
-    let rest = if scheme("http://") { &url["http://".len()..] } else { "" };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    let host = host.split(':').next().unwrap_or_default();
-    let wrong = host.is_empty() || url.contains(char::is_whitespace);
-    wrong.then(|| format!("{key} must begin with http:// and a host: write http://HOST:9090"))
+    let error = Address::parse(url).err()?;
+    Some(format!("{section}.{error}: write https://HOST or http://HOST:9090"))
 }
 
 #[cfg(test)]
@@ -92,13 +82,15 @@ mod tests {
             tells(".prometheus.a", &keys, &format!(".prometheus.a.url{beginning}"));
         };
         server("", " is missing: write url = \"http://HOST:9090\"");
-        server(
-            "HTTPS://h",
-            ": https is not supported yet by this version: use http over a trusted network or a local proxy that speaks TLS",
-        );
-        server("h:9090", " must begin with http:// and a host");
-        server("http://:9090", " must begin with http:// and a host");
-        server(" http://h", " must begin with http:// and a host");
-        server("http://user@/x", " must begin with http:// and a host");
+        server("h:9090", " must begin with http:// or https://");
+        server(" http://h", " must begin with http:// or https://");
+        server("ftp://user:hunter2@h", " must begin with http:// or https://");
+        server("http://:9090", " has no host");
+        server("http://user:hunter2@/x", " is not a URL (");
+        server("http://h:high", " has a port that is none");
+        for url in ["http://h:9090", "HTTPS://user:hunter2@h/prefix"] {
+            let keys = format!("[throttle.prometheus.a]\nurl = '{url}'\nquery = 'x'\nmax = 1\n");
+            assert!(load(&keys, &[]).is_ok(), "{url}");
+        }
     }
 }
