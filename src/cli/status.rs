@@ -96,7 +96,7 @@ fn note(job: &Status) -> String {
         }
         "paused" => notes.extend(job.resume_at.map(|at| format!("goes on by itself at {at:.0}"))),
         "pending" => notes.push("waits for a daemon".to_owned()),
-        "running" => notes.extend(job.retrying.clone().or_else(|| throttled(job))),
+        "running" => notes.extend(job.retrying.clone().into_iter().chain(throttled(job))),
         _ => {}
     }
     if job.rows_quarantined > 0 {

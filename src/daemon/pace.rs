@@ -8,7 +8,7 @@ const MEMORY: Duration = Duration::from_secs(10);
 /// A rate over about the last ten seconds: rows and time, both fading exponentially. Their quotient
 /// is right from the first batch on, however long or short the batches are.
 ///
-/// The throttle lets the first batch go at once, and the next one only when the time for the first is over. So
+/// The throttle may let the first batch go at once, and the next one only when the time for the first is over. So
 /// by its own time it would seem far faster than the rate that it may have.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
@@ -17,12 +17,12 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Takes note of `rows` in `time`, waits included, while `allowed_rows_per_second` are.
+    /// Takes note of `rows` in `time`, waits included, which were let go at this rate.
     pub(super) fn add(&mut self, rows: u64, time: Duration, allowed_rows_per_second: f64) {
         let (rows, mut seconds) = (rows as f64, time.as_secs_f64());
         let is_first = self.seconds <= 0.0;
         if is_first && allowed_rows_per_second > 0.0 {
-            seconds = seconds.max(rows / allowed_rows_per_second);
+            seconds = seconds.max((rows / allowed_rows_per_second).min(MEMORY.as_secs_f64()));
         }
         let fading = (-seconds / MEMORY.as_secs_f64()).exp();
         self.rows = self.rows * fading + rows;
@@ -57,10 +57,10 @@ mod tests {
             pace.add(200, Duration::from_millis(400), 500.0);
             assert!((pace.rows_per_second() - 500.0).abs() < 1e-6);
         }
-        // A pause that came in between says nothing of it.
-        let mut paused = Pace::default();
-        paused.add(200, Duration::from_millis(4), 0.0);
-        assert!((paused.rows_per_second() - 50_000.0).abs() < 1e-6);
+        // A rate that was cut just then does not stay in mind for long.
+        let mut cut = Pace::default();
+        cut.add(200, Duration::from_millis(4), 1.0);
+        assert!((cut.rows_per_second() - 20.0).abs() < 1e-6);
     }
 
     #[test]

@@ -172,9 +172,11 @@ impl Worker {
                     Ended::HandedBack
                 };
             }
+            let allowed_rows_per_second = self.throttle.rows_per_second();
             let client = match self.database.get().await {
                 Ok(client) => client,
                 Err(error) => {
+                    self.retries.end();
                     self.connect_failures = self.connect_failures.saturating_add(1);
                     tracing::debug!(job = %self.claim.job, slice = self.claim.number, %error, "waiting for the database");
                     self.back_off(self.connect_failures, LONGEST_WAIT_TO_CONNECT).await;
@@ -204,6 +206,7 @@ impl Worker {
             drop(in_flight);
             let Ok(result) = result else {
                 abandon(self.database.target(), client).await;
+                self.retries.end();
                 tracing::warn!(job = %self.claim.job, slice = self.claim.number,
                                deadline = ?self.plan.deadline(), "the server does not answer; connecting again");
                 self.back_off(1, LONGEST_WAIT_TO_RETRY).await;
@@ -211,6 +214,11 @@ impl Worker {
             };
             match result {
                 Ok(Outcome::Committed(committed)) => {
+                    self.pace.add(
+                        committed.rows_scanned,
+                        self.last_checkpoint.elapsed(),
+                        allowed_rows_per_second,
+                    );
                     if let Some(ended) = self.committed(client, &committed, usual_rows).await {
                         return ended;
                     }
@@ -312,8 +320,6 @@ impl Worker {
         });
         self.sizer.done(batch.rows_scanned, batch.execution);
         self.isolation.done(usual_rows);
-        let allowed = self.throttle.rows_per_second();
-        self.pace.add(batch.rows_scanned, self.last_checkpoint.elapsed(), allowed);
         self.last_checkpoint = Instant::now();
         if let Some(row) = &batch.set_aside {
             if self.told_aside.is_due((), Instant::now()) {
@@ -405,6 +411,7 @@ impl Worker {
         }
         if error.error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) {
             // An administrator has stopped all writing, or this is a standby by now: no fault of the job's.
+            self.retries.end();
             tracing::debug!(%job, slice, "the database is read-only; waiting");
             self.back_off(READ_ONLY_FAILURES, LONGEST_WAIT_TO_CONNECT).await;
             return None;

@@ -18,7 +18,7 @@ const SAMPLES: usize = 720;
 /// Jobs of a sample at most, so that thousands of them do not become a matter of memory.
 const JOBS: usize = 64;
 
-/// For so long a job's rate may be that of its first batches alone, before any wait: no rate to hold the later ones against.
+/// For so long a job's rate may be that of the first batches of several workers, each of which takes the rate to be its own.
 const FIRST_BATCHES: SignedDuration = SignedDuration::from_secs(5);
 
 /// The samples, oldest first.
@@ -67,7 +67,7 @@ impl History {
     /// Takes a sample: the jobs that run, and each reading of the throttle.
     pub fn take(&self, at: Timestamp, jobs: &[Status], report: &Report) {
         let mut samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Its names are shared, so that an hour of samples holds each of them once.
+        // Its names are shared, so that a line holds its name once for as long as it is not broken off.
         let last = samples.back();
         let is_under_way =
             |job: &&Status| job.started_at.is_some_and(|start| at.duration_since(start) >= FIRST_BATCHES);

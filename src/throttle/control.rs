@@ -84,7 +84,7 @@ pub struct JobTick {
     pub told: Told,
     /// The zone told before, when it has changed.
     pub change: Option<Change>,
-    /// Why a batch failed that is tried again, if one is.
+    /// Why a batch has failed more than once in a row, and is tried again; none in a pause.
     pub retried: Option<String>,
 }
 

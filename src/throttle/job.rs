@@ -58,7 +58,7 @@ struct Meter {
     barred: AtomicBool,
     /// Of all daemons together.
     workers: AtomicU32,
-    /// By slice: why its batch failed that is tried again.
+    /// By slice: why its batch has failed more than once in a row.
     retried: Mutex<BTreeMap<i32, String>>,
 }
 
@@ -136,7 +136,7 @@ impl Entry {
         self.meter.workers.store(workers, Ordering::Relaxed);
     }
 
-    /// Why a batch failed that is tried again, if one is.
+    /// Why a batch has failed more than once in a row, and is tried again.
     pub(super) fn retried(&self) -> Option<String> {
         self.meter.retried.lock().unwrap_or_else(PoisonError::into_inner).values().next().cloned()
     }

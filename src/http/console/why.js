@@ -41,11 +41,21 @@ function running(job, limit, sweep) {
   const idle = stillFor(job.name, zone === "paused" ? null : job.workers === 0 ? "no worker" : job.rows_per_second === 0 ? "no batch" : null);
   if (zone === "paused") return [`Stands still: ${reason}${sweep}.`, "bad"];
   if (job.workers === 0) return idle < GRACE_MS ? ["It waits for a daemon to take it up.", ""] : ["No daemon works on it now.", "bad"];
-  if (job.retrying !== null) return [`It makes no headway: ${job.retrying}${sweep}.`, "bad"];
+  if (job.retrying !== null) {
+    // Of several slices the others may go on.
+    if (job.workers === 1 || job.rows_per_second === 0) return [`It makes no headway: ${job.retrying}${sweep}.`, "bad"];
+    const [told, grave] = pace(zone, reason, limit, sweep);
+    return [`${told} In one of its slices ${job.retrying}.`, grave || "slow"];
+  }
   // The pace is that of the last 30 seconds.
   if (job.rows_per_second === 0 && idle >= GRACE_MS && ["open", "capped"].includes(zone)) {
-    return ["No batch was committed in the last 30 seconds: one is slow, or waits for a lock.", "bad"];
+    return ["No batch was committed in the last 30 seconds: one is slow, waits for a lock, or could not begin. The daemon's log tells which.", "bad"];
   }
+  return pace(zone, reason, limit, sweep);
+}
+
+/** How fast it may go, and why. */
+function pace(zone, reason, limit, sweep) {
   const held = limit === undefined ? "" : `, at most ${reading(limit, "rows/s")} for now`;
   switch (zone) {
     case "cut":

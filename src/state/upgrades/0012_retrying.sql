@@ -41,7 +41,9 @@ WITH gone AS MATERIALIZED (
     -- Of several daemons, one that holds a slice of the job speaks for it, and of those the one that is held
     -- back most. One that holds none may wait for the hours in which the job may be walked.
     SELECT DISTINCT ON (t.job) t.job, t.throttle,
-           max(t.throttle ->> 'retrying') OVER (PARTITION BY t.job) AS retrying
+           -- That of whoever holds no slice any more is over.
+           max(t.throttle ->> 'retrying') FILTER (WHERE (t.job, d.name) IN (SELECT job, owner FROM held))
+               OVER (PARTITION BY t.job) AS retrying
     FROM daemon d CROSS JOIN LATERAL jsonb_each(d.throttle -> 'jobs') AS t (job, throttle)
     WHERE d.throttle_at > clock_timestamp() - interval '1 minute' AND d.state <> 'stopped'
     ORDER BY t.job,

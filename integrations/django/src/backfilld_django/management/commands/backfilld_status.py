@@ -70,7 +70,8 @@ def note(job: dict[str, Any]) -> str:
         reason = "waits for a daemon"
     if job["state"] == "running" and job["workers"] == 0 and zone != "paused":
         reason = "no daemon works on it"
-    notes = [job["error"] or reason]
+    # An older schema has none.
+    notes = [job["error"], job.get("retrying"), None if job["error"] else reason]
     if job["rows_quarantined"]:
         notes.append(f"{job['rows_quarantined']:,} rows in quarantine")
     return "; ".join(filter(None, notes))
