@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use super::support::daemon::{Daemon, backfilld_with};
+use super::support::daemon::{Daemon, backfilld, backfilld_with};
 use super::support::database::Database;
 use super::support::server::Server;
 use super::support::{job_file, until};
@@ -78,6 +78,39 @@ async fn the_metrics_agree_with_the_database() {
     let timed = value(&metrics, "backfilld_batch_duration_seconds_count{job=\"a\"}").unwrap();
     assert!((timed - batches as f64).abs() < f64::EPSILON, "{timed} of {batches}");
     assert!(metrics.contains("backfilld_build_info{version="), "{metrics}");
+}
+
+/// As the page says, while the daemon runs.
+#[tokio::test]
+async fn a_job_that_ended_long_ago_can_be_deleted() {
+    let page = include_str!("../../docs/operating.md");
+    let delete = page.lines().find(|line| line.starts_with("DELETE FROM backfilld.job")).unwrap();
+    let database = Database::create().await;
+    let client = database.connect().await;
+    client.batch_execute("CREATE TABLE items (id bigint PRIMARY KEY, done bool)").await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(database.url(), &[]);
+    let address = address(&daemon);
+    for name in ["old", "new"] {
+        let text = format!("name = '{name}'\ntable = 'items'\n[update]\nset = {{ done = 'true' }}\n");
+        let file = job_file(folder.path(), &format!("{name}.toml"), &text);
+        assert_eq!(backfilld(database.url(), &["submit", file.to_str().unwrap()]).code, 0);
+    }
+    let complete = |name: &str| {
+        let state = format!("backfilld_job_state{{job=\"{name}\",state=\"complete\"}}");
+        value(&get(&address, "/metrics").1, &state) == Some(1.0)
+    };
+    until("both to be complete", PATIENCE, async || (complete("old") && complete("new")).then_some(())).await;
+    let ages = "UPDATE backfilld.job SET finished_at = now() - interval '2 years' WHERE name = 'old'";
+    client.execute(ages, &[]).await.unwrap();
+    assert_eq!(client.execute(delete, &[]).await.unwrap(), 1);
+    until("the old one to be gone", PATIENCE, async || (!complete("old")).then_some(())).await;
+    assert!(complete("new"));
+    let progress = value(&get(&address, "/metrics").1, "backfilld_job_progress_ratio{job=\"old\"}");
+    assert!(progress.unwrap().is_nan());
+    let status = backfilld(database.url(), &["status"]).stdout;
+    assert!(status.contains("new ") && !status.contains("old "), "{status}");
+    assert!(!daemon.log().contains("WARN") && !daemon.log().contains("ERROR"), "{}", daemon.log());
 }
 
 #[tokio::test]
