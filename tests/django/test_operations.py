@@ -15,6 +15,7 @@ from django.db.migrations.writer import MigrationWriter, OperationWriter
 from django.test import override_settings
 
 from backfilld_django import BackfillError, RequireBackfill, SubmitBackfill
+from backfilld_django.management.commands.backfilld_status import note
 from conftest import Database
 from servers import wait_until
 from shop.stages import JOB
@@ -274,3 +275,10 @@ def test_status_shows_the_jobs(database: Database) -> None:
     assert "there is no database" in database.refused("backfilld_status", "--database", "none")
     assert "run `backfilld init`" in database.refused("backfilld_status", "--schema", "none")
     assert "backfills need PostgreSQL" in database.refused("backfilld_status", "--database", "sqlite")
+
+
+def test_status_tells_of_a_batch_that_fails_beside_the_pace() -> None:
+    throttle = {"zone": "capped", "signal": None, "reason": "limits.rows_per_second = 5"}
+    job = {"state": "running", "workers": 2, "error": None, "rows_quarantined": 0, "throttle": throttle}
+    assert note(job) == "limits.rows_per_second = 5"
+    assert note({**job, "retrying": "a batch has failed 3 times"}) == "a batch has failed 3 times; limits.rows_per_second = 5"
