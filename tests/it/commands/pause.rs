@@ -7,8 +7,12 @@ use crate::support::daemon::Daemon;
 
 /// Whoever has locked rows of the table, as a batch does to its end.
 const BATCHES: &str = "pg_locks WHERE relation = 'users'::regclass AND mode = 'RowExclusiveLock'";
-/// A batch that stands at the turnstile.
-const HELD_BATCH: &str = "pg_locks WHERE locktype = 'advisory' AND objid = 42 AND NOT granted";
+/// A batch that stands at the turnstile. Other tests have theirs on the same server.
+const HELD_BATCH: &str = "pg_locks WHERE locktype = 'advisory' AND objid = 42 AND NOT granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+/// A `pause` that waits for the batches in flight.
+const WAITING_PAUSE: &str = "pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND NOT granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
 /// A daemon whose batch stands at the turnstile, which the scene's client holds shut.
 async fn batch_in_flight(scene: &Scene) -> Daemon {
@@ -30,9 +34,7 @@ async fn pause_returns_when_no_batch_is_in_flight() {
     let daemon = batch_in_flight(&scene).await;
     let mut pause = Daemon::spawn(scene.url(), &["pause", "fill"], &[]);
     // It has said that the job is paused, and waits for the batch.
-    scene
-        .until_there_is("pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND NOT granted")
-        .await;
+    scene.until_there_is(WAITING_PAUSE).await;
     assert_eq!(scene.status("fill")["state"], "paused");
     assert_eq!(scene.count(BATCHES).await, 1);
     assert_eq!(pause.log(), "", "it must not return while a batch is in flight");
