@@ -13,7 +13,7 @@
 //! | [`finish`] | constraints enforced without a long lock, the trigger that keeps new rows in step |
 //! | [`job`] | the job file: its spec, validation, preflight |
 //! | [`settings`] | the daemon's configuration |
-//! | [`http`] | metrics and health |
+//! | [`http`] | the API, the console, metrics and health |
 //! | [`daemon`] | supervisor, workers, leases, signals |
 //! | [`cli`] | one file a command |
 

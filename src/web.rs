@@ -92,6 +92,12 @@ impl Address {
         format!("{}:{}", self.host, self.port())
     }
 
+    /// Whether it has a query, which only [`Address::post`] sends.
+    #[must_use]
+    pub fn has_query(&self) -> bool {
+        !self.query.is_empty()
+    }
+
     /// Whether it names a user.
     #[must_use]
     pub fn has_user(&self) -> bool {
@@ -211,14 +217,19 @@ async fn exchange(
     Ok((head, body, running))
 }
 
-/// What opens TLS. The authorities are read each time: they change while the process lives, and requests by TLS are few.
+/// What opens TLS. The authorities are read each time: they change while the process lives, and requests by TLS are
+/// seconds apart.
 async fn connector() -> Result<TlsConnector, String> {
     let found = tokio::task::spawn_blocking(rustls_native_certs::load_native_certs).await;
+    let found = found.map_err(|error| error.to_string())?;
     let mut roots = RootCertStore::empty();
     // Single files that cannot be read are no reason to distrust the others.
-    roots.add_parsable_certificates(found.map_err(|error| error.to_string())?.certs);
+    roots.add_parsable_certificates(found.certs);
     if roots.is_empty() {
-        return Err("TLS needs certificates of authorities, and this system has none: install ca-certificates, or name a file in SSL_CERT_FILE".to_owned());
+        let why = found.errors.first().map_or(String::new(), |error| format!(" ({error})"));
+        return Err(format!(
+            "TLS needs certificates of authorities, and none can be read{why}: install ca-certificates, or name a file in SSL_CERT_FILE that the daemon may read"
+        ));
     }
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()

@@ -439,7 +439,7 @@ impl Worker {
         if self.failures > 1 {
             let times = self.failures;
             self.retries
-                .tell(format!("a batch has failed {times} times in a row and is tried again: {reason}"));
+                .tell(&format!("a batch has failed {times} times in a row and is tried again: {reason}"));
         }
         self.back_off(self.failures, LONGEST_WAIT_TO_RETRY).await;
         None

@@ -53,7 +53,7 @@ pub struct Status {
     pub sweep: i32,
     /// When a job that is paused goes on by itself; none when somebody has to resume it.
     pub resume_at: Option<Timestamp>,
-    /// Why a batch has failed more than once in a row, and is tried again; none in a pause.
+    /// Why a batch has failed more than once in a row, and is tried again; none in a pause of the daemon whose batch it is.
     pub retrying: Option<String>,
 }
 

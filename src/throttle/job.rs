@@ -10,9 +10,12 @@ use tokio::sync::watch;
 
 use super::law::{Decision, Law, Observation, Says, Zone};
 use super::pacer::Pacer;
+use super::report::shorten;
 use super::rule::Rule;
 use super::schedule::{Opening, Schedule};
 
+/// So much is told of why a batch fails: a trigger may raise a text of any length, and it is written down each time.
+const REASON_CHARACTERS: usize = 300;
 /// The real rate is taken over so many ticks: some have no batch that ends in them.
 const MEASURED_TICKS: usize = 5;
 
@@ -278,8 +281,9 @@ pub struct Retries {
 }
 
 impl Retries {
-    /// The batch failed for this reason, and is tried again.
-    pub fn tell(&self, reason: String) {
+    /// The batch failed for this reason, and is tried again. It is told on one line, and cut to 300 characters.
+    pub fn tell(&self, reason: &str) {
+        let reason = shorten(&reason.replace(char::is_control, " "), REASON_CHARACTERS);
         self.meter.retried.lock().unwrap_or_else(PoisonError::into_inner).insert(self.slice, reason);
     }
 
@@ -365,11 +369,13 @@ mod tests {
     fn what_fails_is_told_until_it_fails_no_more_or_its_worker_is_gone() {
         let entry = entry();
         let [first, second] = [1, 2].map(|slice| entry.handle().retries(slice));
-        first.tell("deadlock detected".to_owned());
-        second.tell("lock timeout".to_owned());
+        first.tell("deadlock detected");
+        second.tell("lock timeout");
         assert_eq!(entry.retried().as_deref(), Some("deadlock detected"));
         first.end();
         assert_eq!(entry.retried().as_deref(), Some("lock timeout"));
+        second.tell(&format!("\u{1b}[2J{}", "x".repeat(1000)));
+        assert_eq!(entry.retried(), Some(format!(" [2J{}...", "x".repeat(296))));
         drop(second);
         assert_eq!(entry.retried(), None);
     }

@@ -139,8 +139,28 @@ fn unit(figure: &Figure) -> Option<&'static str> {
     }
 }
 
+/// The beginning of a text that may be of any length, and `...` for the rest.
+#[must_use]
+pub fn shorten(text: &str, characters: usize) -> String {
+    match text.char_indices().nth(characters) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// Seconds, to the millisecond: more would be noise in what is written down.
 fn age(at: Instant, now: Instant) -> f64 {
     let age: Duration = now.saturating_duration_since(at);
     (age.as_secs_f64() * 1e3).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_text_is_cut_between_two_characters() {
+        assert_eq!(shorten("äöü", 3), "äöü");
+        assert_eq!(shorten("äöü", 2), "äö...");
+    }
 }

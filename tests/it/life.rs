@@ -302,6 +302,24 @@ async fn sighup_reads_configuration_and_job_files_again() {
     assert!(line.contains("c.toml"), "{line}");
     daemon.wait_for_log("DEBUG", PATIENCE);
 
+    // What would need another start is told as long as it is so, and no longer.
+    let log_format = "[log]\nlevel = 'debug'\nformat = 'json'\n";
+    let mut offset = daemon.log_len();
+    for _ in 0..2 {
+        std::fs::write(&config, format!("{text}{log_format}[state]\nschema = 'other'\n")).unwrap();
+        daemon.signal("HUP");
+        daemon.wait_for_log_after(offset, "configuration reloaded", PATIENCE);
+        for key in ["log.format", "state.schema"] {
+            let line = daemon.wait_for_log_after(offset, &format!("key=\"{key}\""), PATIENCE);
+            assert!(line.contains("takes effect when the daemon is started again"), "{line}");
+        }
+        offset = daemon.log_len();
+    }
+    std::fs::write(&config, &text).unwrap();
+    daemon.signal("HUP");
+    daemon.wait_for_log_after(offset, "configuration reloaded", PATIENCE);
+    assert!(!daemon.log()[offset..].contains("started again"), "{}", daemon.log());
+
     std::fs::write(&config, "[daemon]\nlaese = '1s'\n").unwrap();
     daemon.signal("HUP");
     let line = daemon.wait_for_log("not reloaded", PATIENCE);

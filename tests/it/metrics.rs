@@ -84,15 +84,17 @@ async fn the_metrics_agree_with_the_database() {
 #[tokio::test]
 async fn a_job_that_ended_long_ago_can_be_deleted() {
     let page = include_str!("../../docs/operating.md");
-    let delete = page.lines().find(|line| line.starts_with("DELETE FROM backfilld.job")).unwrap();
+    let (_, rest) = page.split_once("```sql\nDELETE FROM backfilld.job").unwrap();
+    let delete = &format!("DELETE FROM backfilld.job{}", rest.split_once("```").unwrap().0);
     let database = Database::create().await;
     let client = database.connect().await;
-    client.batch_execute("CREATE TABLE items (id bigint PRIMARY KEY, done bool)").await.unwrap();
+    let items = "CREATE TABLE items (id bigint PRIMARY KEY, done bool); INSERT INTO items VALUES (0)";
+    client.batch_execute(items).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(database.url(), &[]);
     let address = address(&daemon);
-    for name in ["old", "new"] {
-        let text = format!("name = '{name}'\ntable = 'items'\n[update]\nset = {{ done = 'true' }}\n");
+    for (name, done) in [("old", "true"), ("new", "true"), ("aside", "1 / id = 1")] {
+        let text = format!("name = '{name}'\ntable = 'items'\n[update]\nset = {{ done = '{done}' }}\n");
         let file = job_file(folder.path(), &format!("{name}.toml"), &text);
         assert_eq!(backfilld(database.url(), &["submit", file.to_str().unwrap()]).code, 0);
     }
@@ -100,12 +102,15 @@ async fn a_job_that_ended_long_ago_can_be_deleted() {
         let state = format!("backfilld_job_state{{job=\"{name}\",state=\"complete\"}}");
         value(&get(&address, "/metrics").1, &state) == Some(1.0)
     };
-    until("both to be complete", PATIENCE, async || (complete("old") && complete("new")).then_some(())).await;
-    let ages = "UPDATE backfilld.job SET finished_at = now() - interval '2 years' WHERE name = 'old'";
+    until("all to be complete", PATIENCE, async || ["old", "new", "aside"].into_iter().all(complete).then_some(()))
+        .await;
+    let ages = "UPDATE backfilld.job SET finished_at = now() - interval '2 years' WHERE name <> 'new'";
     client.execute(ages, &[]).await.unwrap();
     assert_eq!(client.execute(delete, &[]).await.unwrap(), 1);
     until("the old one to be gone", PATIENCE, async || (!complete("old")).then_some(())).await;
     assert!(complete("new"));
+    let quarantined = backfilld(database.url(), &["quarantine", "aside"]).stdout;
+    assert!(quarantined.contains("division by zero"), "{quarantined}");
     let progress = value(&get(&address, "/metrics").1, "backfilld_job_progress_ratio{job=\"old\"}");
     assert!(progress.unwrap().is_nan());
     let status = backfilld(database.url(), &["status"]).stdout;

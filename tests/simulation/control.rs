@@ -388,3 +388,18 @@ fn a_replica_that_is_never_at_its_target_does_not_keep_a_pause_for_ever() {
     let paused_seconds = paused_seconds.count();
     assert!((50..=60).contains(&paused_seconds), "{paused_seconds}");
 }
+
+/// A batch that is not tried is not told of.
+#[test]
+fn why_batches_fail_is_told_but_not_in_a_pause() {
+    let mut scene = Scene::new(vec![Rule::new("flag_file", Limit::Stop)], f64::INFINITY);
+    let handle = scene.register("job", Terms::default());
+    handle.retries(1).tell("gone with its worker");
+    let retries = handle.retries(1);
+    let retried = |ticked: &Ticked| ticked.jobs[0].retried.clone();
+    assert_eq!(retried(&scene.second(&[])), None);
+    retries.tell("deadlock detected");
+    assert_eq!(retried(&scene.second(&[])).as_deref(), Some("deadlock detected"));
+    let pause = [("flag_file", Figure::Stop("hands off".to_owned()))];
+    assert_eq!(retried(&scene.second(&pause)), None);
+}

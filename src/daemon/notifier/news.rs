@@ -9,6 +9,7 @@ use crate::state::event::Event;
 use crate::state::notification::{New, Notified};
 use crate::state::status::Status;
 use crate::throttle::law::Zone;
+use crate::throttle::report::shorten;
 
 /// The most of a reason that is sent; an error may repeat a statement of the user's.
 const REASON_CHARACTERS: usize = 1000;
@@ -143,7 +144,7 @@ impl Teller {
     }
 
     fn tell(&self, happening: &Happening<'_>, status: Option<&Status>) -> New {
-        let reason = shorten(&happening.reason);
+        let reason = shorten(&happening.reason, REASON_CHARACTERS);
         let table = status.map(|status| status.table.as_str());
         let on = table.map_or_else(String::new, |table| format!(" on {table}"));
         let text = format!("Backfill \"{}\"{on} {}: {reason}", happening.job, happening.what);
@@ -213,13 +214,6 @@ fn so_far(job: &Status) -> String {
 
 fn has_passed(since: Timestamp, time: Duration, now: Timestamp) -> bool {
     Duration::try_from(now.duration_since(since)).is_ok_and(|passed| passed >= time)
-}
-
-fn shorten(text: &str) -> String {
-    match text.char_indices().nth(REASON_CHARACTERS) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text.to_owned(),
-    }
 }
 
 #[cfg(test)]

@@ -42,7 +42,11 @@ impl Supervisor {
                 "changed in the configuration; takes effect when the daemon is started again"
             );
         }
-        // What does not take effect does not do so by half either.
+        // What does not take effect does not do so by half either, and is told of again the next time.
+        new.state.clone_from(&old.state);
+        new.http.clone_from(&old.http);
+        new.log.format = old.log.format;
+        new.daemon.name.clone_from(&old.daemon.name);
         if !is_same_place {
             new.database = old.database.clone();
         }

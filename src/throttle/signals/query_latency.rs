@@ -23,6 +23,7 @@ use crate::state::heartbeat::{self, Writer};
 use crate::throttle::beats::Beats;
 use crate::throttle::board::Board;
 use crate::throttle::judge::QUERY_LATENCY;
+use crate::throttle::report::shorten;
 use crate::throttle::watched::{KeyRead, Watched};
 
 /// The probe that is always sent.
@@ -155,7 +156,7 @@ impl QueryLatency {
         board: Arc<Mutex<Board>>,
     ) -> Self {
         let users = (1..).zip(probes).map(|(number, sql)| {
-            let told = shorten(&sql.split_whitespace().collect::<Vec<_>>().join(" "));
+            let told = shorten(&sql.split_whitespace().collect::<Vec<_>>().join(" "), TOLD_CHARACTERS);
             Probe::new(format!("probe {number}: {told}"), None, Kind::User(sql))
         });
         let users: Vec<Probe> = users.collect();
@@ -440,13 +441,6 @@ impl Reads {
     }
 }
 
-fn shorten(text: &str) -> String {
-    match text.char_indices().nth(TOLD_CHARACTERS) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -460,14 +454,5 @@ mod tests {
             keys.sort_unstable();
             assert_eq!(keys, ["0", "1", "2", "3", "4", "5", "6"]);
         }
-    }
-
-    #[test]
-    fn a_probe_is_named_by_the_beginning_of_its_statement() {
-        assert_eq!(shorten("SELECT 1"), "SELECT 1");
-        assert_eq!(
-            shorten("SELECT count(*) FROM orders WHERE paid_at IS NULL"),
-            "SELECT count(*) FROM orders WH..."
-        );
     }
 }

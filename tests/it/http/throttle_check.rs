@@ -2,7 +2,11 @@
 
 use std::process::{Command, Output};
 
-use super::{Answer, PATIENCE, Scene};
+use super::{Answer, PATIENCE, Scene, ask};
+use crate::metrics::address;
+use crate::support::daemon::Daemon;
+use crate::support::database::Database;
+use crate::support::server::Server;
 use crate::support::until;
 
 async fn until_it_goes(scene: &Scene, go: bool) -> Answer {
@@ -27,6 +31,28 @@ async fn others_are_told_whether_they_may_go() {
     let told = answer.json();
     assert_eq!((&told["go"], &told["signal"]), (&false.into(), &"flag_file".into()));
     assert!(told["reason"].as_str().unwrap().contains("hands-off"), "{told}");
+}
+
+#[tokio::test]
+async fn nobody_goes_while_the_database_is_away() {
+    let server = Server::start();
+    let database = Database::create_on(&server).await;
+    let daemon = Daemon::start(database.url(), &[]);
+    let address = address(&daemon);
+    let answers = async |status: u16| {
+        until(&format!("the answer {status}"), PATIENCE, async || {
+            let answer = ask(&address, "GET", "/api/v1/throttle/check", &[&format!("Host: {address}")], "");
+            (answer.status == status).then_some(answer)
+        })
+        .await
+    };
+    answers(200).await;
+    server.stop();
+    let told = answers(429).await;
+    assert_eq!(told.json()["go"], false, "{told:?}");
+    assert!(told.header("retry-after").is_some(), "{told:?}");
+    server.start_again();
+    answers(200).await;
 }
 
 /// The code blocks of the documentation, in a language.
