@@ -14,7 +14,7 @@ demo: build ## watch half a million rows being backfilled on a live PostgreSQL, 
 
 test: ## every test, on real PostgreSQL servers
 	@scripts/install-deps
-	@scripts/install-tools pgbouncer python prometheus systemd curl chromium deploy
+	@scripts/install-tools pgbouncer python prometheus systemd curl chromium deploy lint
 	@# They wait more than they compute: one more at a time than there are processors.
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$(($$(nproc) + 1))} cargo test --locked
 	@scripts/test-rules
