@@ -1,10 +1,10 @@
 // What a dashboard may be, by the types that Grafana publishes. `scripts/check-dashboard` writes the dashboard behind
-// this and has the TypeScript compiler look at both.
-import type * as model from './node_modules/@grafana/schema/dist/types/raw/dashboard/x/types.gen';
-import type * as stat from './node_modules/@grafana/schema/dist/types/raw/composable/stat/panelcfg/x/types.gen';
-import type * as timeline from './node_modules/@grafana/schema/dist/types/raw/composable/statetimeline/panelcfg/x/types.gen';
-import type * as table from './node_modules/@grafana/schema/dist/types/raw/composable/table/panelcfg/x/types.gen';
-import type * as series from './node_modules/@grafana/schema/dist/types/raw/composable/timeseries/panelcfg/x/types.gen';
+// this, lays the types of one release beside it, and has the TypeScript compiler look at both.
+import type * as model from './dashboard.types';
+import type * as stat from './stat.types';
+import type * as timeline from './statetimeline.types';
+import type * as table from './table.types';
+import type * as series from './timeseries.types';
 
 // In JSON an enum's value is a text like any other.
 type Json<T> = T extends string
