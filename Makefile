@@ -69,7 +69,7 @@ test-container: ## the image by the Dockerfile, built and run without a registry
 	@scripts/install-tools containers mmdebstrap
 	@scripts/test-container
 
-lint: ## formatting, clippy, licences and sources of dependencies, shell scripts, the Dockerfile, the dashboard
+lint: ## formatting, clippy, licences and sources of dependencies, shell scripts, the Dockerfile, the dashboard, links
 	@scripts/install-deps
 	@scripts/install-lint-tools
 	cargo fmt --check
@@ -78,6 +78,7 @@ lint: ## formatting, clippy, licences and sources of dependencies, shell scripts
 	@scripts/lint-shell
 	@scripts/lint-dockerfile
 	@scripts/check-dashboard
+	@scripts/check-links
 
 bench: ## rows a second, one worker and two, beside what people use today; the README's plot; about 40 minutes
 	@scripts/install-deps
