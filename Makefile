@@ -9,10 +9,10 @@ build: ## build the program: target/release/backfilld
 	@scripts/install-deps
 	cargo build --release --locked
 
-demo: build ## watch half a million rows being backfilled on a live PostgreSQL, about three minutes
+demo: build ## watch half a million rows being backfilled on a live PostgreSQL, three to five minutes once built
 	@demo/run
 
-test: ## every test, on real PostgreSQL servers
+test: ## the tests, on real PostgreSQL servers; the long ones and those that need root have targets of their own
 	@scripts/install-deps
 	@scripts/install-tools pgbouncer python prometheus systemd curl chromium deploy lint
 	@# They wait more than they compute: one more at a time than there are processors.
