@@ -1,6 +1,7 @@
 """An hour with everything on: a primary and a replica, an application, one daemon with jobs one after another and one that
 lasts, Prometheus scraping it every five seconds, the console open in a browser. Says whether its memory is flat, what it
-logged, and whether its metrics agree with the database. See `make soak`.
+logged, and whether its metrics agree with the database; ends with 1 if they do not, or when the daemon had something to warn
+of, an alert fired or the page had an error. See `make soak`.
 """
 
 import argparse
@@ -217,6 +218,14 @@ def by_sixths(values: list[int]) -> list[str]:
     return [f"{statistics.median(values[first : first + part]):.0f}" for first in range(0, part * 6, part) if values[first : first + part]]
 
 
+def report(lines: list[str], machine: str, before: str) -> str:
+    """The page of results. What a person has written below a heading of its own, in the page as it was, stays as it is."""
+    figures = "".join(f"{line}\n" if line.startswith(" ") else f"- {line}\n" for line in lines)
+    page = f"# An hour with everything on\n\nWhat `make soak` saw last, on {machine}.\n\n{figures}"
+    written = re.search(r"^## ", before, re.MULTILINE)
+    return f"{page}\n{before[written.start() :]}" if written else page
+
+
 def main() -> int:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--seconds", type=int, default=3600)
@@ -251,8 +260,9 @@ def main() -> int:
     if wanted.report:
         memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
         machine = f"{os.cpu_count()} cores, {memory_gib:.0f} GiB of memory, {platform.system()} {platform.release()}"
-        wanted.report.write_text(f"# An hour with everything on\n\nWhat `make soak` saw last, on {machine}.\n\n" + "".join(f"{line}\n" if line.startswith(" ") else f"- {line}\n" for line in lines))
-    return 1 if differences or wrong else 0
+        wanted.report.write_text(report(lines, machine, wanted.report.read_text() if wanted.report.exists() else ""))
+    # An hour in which nothing was done to it has nothing to warn of either.
+    return 1 if telling or wrong or alerts or differences else 0
 
 
 if __name__ == "__main__":
