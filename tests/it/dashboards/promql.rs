@@ -40,8 +40,9 @@ pub(super) fn selectors(query: &str) -> Vec<String> {
     let tokens = tokens(query);
     let mut selectors = Vec::new();
     for (index, token) in tokens.iter().enumerate() {
-        let is_metric =
-            ["backfilld_", "job:", "job_signal:", "replica:"].iter().any(|start| token.starts_with(start));
+        let is_metric = ["backfilld_", "database:", "job:", "job_signal:", "replica:"]
+            .iter()
+            .any(|start| token.starts_with(start));
         if is_metric || *token == "up" {
             let matchers = tokens.get(index + 1).filter(|next| next.starts_with('{')).unwrap_or(&"");
             selectors.push(format!("{token}{matchers}"));
