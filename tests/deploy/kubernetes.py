@@ -1,6 +1,8 @@
-"""Holds what kustomize makes of an overlay against what no schema knows, and lays out the files that the daemon's container
-would see: `kubernetes.py OVERLAY.yaml SECRET.yaml FOLDER`."""
+"""Holds what kustomize makes of each overlay against what no schema knows, and all of them against each other, since they may be
+in one namespace; and lays out the files that the daemon's container of each would see:
+`kubernetes.py SECRET.yaml FOLDER OVERLAY.yaml...`."""
 
+import itertools
 import re
 import sys
 import tomllib
@@ -19,6 +21,7 @@ def seconds(text: str) -> int:
 
 class Overlay:
     def __init__(self, file: str, secret: str):
+        self.name = Path(file).stem
         self.objects = [one for one in yaml.safe_load_all(Path(file).read_text()) if one]
         self.secret = yaml.safe_load(Path(secret).read_text())
         self.problems: list[str] = []
@@ -39,6 +42,28 @@ class Overlay:
 
     def selects(self, what: str, selector: dict, labels: dict) -> None:
         self.hold(selector and selector.items() <= labels.items(), f"{what} selects {selector}, and there is {labels}")
+
+    def selectors(self) -> list[tuple[str, dict]]:
+        """Those that are to find this overlay's pods and no others. A NetworkPolicy may be there for several."""
+        found = []
+        for kind in ("Deployment", "PodDisruptionBudget", "PodMonitor"):
+            found += [(kind, one["spec"]["selector"]["matchLabels"]) for one in self.of(kind)]
+        found += [("Service", one["spec"]["selector"]) for one in self.of("Service")]
+        constraints = self.pod.get("topologySpreadConstraints", [])
+        return found + [("topologySpreadConstraint", one["labelSelector"]["matchLabels"]) for one in constraints]
+
+    def check_beside(self, other: "Overlay") -> None:
+        """Both are in one namespace."""
+        for kind, selector in self.selectors():
+            self.hold(not selector.items() <= other.labels.items(), f"the {kind} selects the pods of {other.name} too: {selector}")
+        for monitor in self.of("ServiceMonitor"):
+            selector = monitor["spec"]["selector"]["matchLabels"]
+            for service in other.of("Service"):
+                found = selector.items() <= service["metadata"]["labels"].items()
+                self.hold(not found, f"the ServiceMonitor selects the Service of {other.name} too: {selector}")
+        for one, its in itertools.product(self.objects, other.objects):
+            named = lambda of: (of["apiVersion"], of["kind"], of["metadata"]["name"])
+            self.hold(named(one) != named(its) or one == its, f"{other.name} has another {one['kind']} {one['metadata']['name']}")
 
     def check_selectors(self) -> None:
         ports = {port["name"] for one in self.containers for port in one.get("ports", [])}
@@ -171,16 +196,22 @@ class Overlay:
 
 
 def main() -> None:
-    overlay = Overlay(sys.argv[1], sys.argv[2])
-    overlay.mount()
-    overlay.check_selectors()
-    overlay.check_policy()
-    overlay.check_rights()
-    overlay.check_probes()
-    overlay.check_configuration()
-    if overlay.problems:
-        sys.exit("\n".join(f"{Path(sys.argv[1]).stem}: {problem}" for problem in overlay.problems))
-    overlay.lay_out(Path(sys.argv[3]))
+    secret, folder, *files = sys.argv[1:]
+    overlays = [Overlay(file, secret) for file in files]
+    for overlay in overlays:
+        overlay.mount()
+        overlay.check_selectors()
+        overlay.check_policy()
+        overlay.check_rights()
+        overlay.check_probes()
+        overlay.check_configuration()
+    for overlay, other in itertools.permutations(overlays, 2):
+        overlay.check_beside(other)
+    problems = [f"{overlay.name}: {problem}" for overlay in overlays for problem in overlay.problems]
+    if problems:
+        sys.exit("\n".join(problems))
+    for overlay in overlays:
+        overlay.lay_out(Path(folder) / overlay.name)
 
 
 main()
