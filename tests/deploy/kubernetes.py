@@ -131,20 +131,23 @@ class Overlay:
             if probe in self.daemon:
                 get = self.daemon[probe]["httpGet"]
                 self.hold(get == {"path": path, "port": port["name"]}, f"{probe} asks {get}")
-        self.hold("livenessProbe" in self.daemon, "no livenessProbe")
+        is_job = self.workload["kind"] == "Job"
+        self.hold(is_job or "livenessProbe" in self.daemon, "no livenessProbe")
         beside = self.daemon not in self.pod["containers"]
-        if beside:
+        if beside and not is_job:
             self.hold(self.daemon.get("restartPolicy") == "Always", "the application would wait for the sidecar's end")
             held = {"startupProbe", "readinessProbe"} & self.daemon.keys()
             self.hold(not held, f"the application would wait for the sidecar: {held}")
         elif self.workload["kind"] == "Deployment":
             self.hold(PROBES.keys() <= self.daemon.keys(), "a probe is missing")
-        if self.workload["kind"] == "Job":
+        if is_job:
             self.hold("--until-idle" in self.daemon["args"], "the Job would never end")
+            # It leaves with 0 when it is stopped, too.
+            last = self.pod["containers"][-1]
+            self.hold(beside and last["args"] == self.daemon["args"], "a pod that is stopped in the middle would count as a success")
             self.hold(self.pod["restartPolicy"] == "Never", "podFailurePolicy needs restartPolicy: Never")
             for rule in self.workload["spec"]["podFailurePolicy"]["rules"]:
-                name = rule.get("onExitCodes", {}).get("containerName", "backfilld")
-                self.hold(name == "backfilld", f"podFailurePolicy knows no container {name}")
+                self.hold("containerName" not in rule.get("onExitCodes", {}), "podFailurePolicy is to look at each container")
 
     def mount(self) -> None:
         """Reads what the volumes would show."""

@@ -397,9 +397,9 @@ fn why_batches_fail_is_told_but_not_in_a_pause() {
     handle.retries(1).tell("gone with its worker");
     let retries = handle.retries(1);
     let retried = |ticked: &Ticked| ticked.jobs[0].retried.clone();
-    assert_eq!(retried(&scene.second(&[])), None);
+    let flag = |is_there: bool| [("flag_file", Figure::Stop(is_there))];
+    assert_eq!(retried(&scene.second(&flag(false))), None);
     retries.tell("deadlock detected");
-    assert_eq!(retried(&scene.second(&[])).as_deref(), Some("deadlock detected"));
-    let pause = [("flag_file", Figure::Stop("hands off".to_owned()))];
-    assert_eq!(retried(&scene.second(&pause)), None);
+    assert_eq!(retried(&scene.second(&flag(false))).as_deref(), Some("deadlock detected"));
+    assert_eq!(retried(&scene.second(&flag(true))), None);
 }
