@@ -102,8 +102,10 @@ async fn a_job_that_ended_long_ago_can_be_deleted() {
         let state = format!("backfilld_job_state{{job=\"{name}\",state=\"complete\"}}");
         value(&get(&address, "/metrics").1, &state) == Some(1.0)
     };
-    until("all to be complete", PATIENCE, async || ["old", "new", "aside"].into_iter().all(complete).then_some(()))
-        .await;
+    until("all to be complete", PATIENCE, async || {
+        ["old", "new", "aside"].into_iter().all(complete).then_some(())
+    })
+    .await;
     let ages = "UPDATE backfilld.job SET finished_at = now() - interval '2 years' WHERE name <> 'new'";
     client.execute(ages, &[]).await.unwrap();
     assert_eq!(client.execute(delete, &[]).await.unwrap(), 1);
@@ -116,7 +118,8 @@ async fn a_job_that_ended_long_ago_can_be_deleted() {
     let status = backfilld(database.url(), &["status"]).stdout;
     assert!(status.contains("new ") && !status.contains("old "), "{status}");
     let log = daemon.log();
-    let grave: Vec<&str> = log.lines().filter(|line| line.contains("WARN") || line.contains("ERROR")).collect();
+    let grave: Vec<&str> =
+        log.lines().filter(|line| line.contains("WARN") || line.contains("ERROR")).collect();
     assert!(grave.len() == 1 && grave[0].contains("row set aside"), "{log}");
 }
 

@@ -395,11 +395,11 @@ fn why_batches_fail_is_told_but_not_in_a_pause() {
     let mut scene = Scene::new(vec![Rule::new("flag_file", Limit::Stop)], f64::INFINITY);
     let handle = scene.register("job", Terms::default());
     handle.retries(1).tell("gone with its worker");
-    let retries = handle.retries(1);
+    let worker = handle.retries(1);
     let retried = |ticked: &Ticked| ticked.jobs[0].retried.clone();
     let flag = |is_there: bool| [("flag_file", Figure::Stop(is_there))];
     assert_eq!(retried(&scene.second(&flag(false))), None);
-    retries.tell("deadlock detected");
+    worker.tell("deadlock detected");
     assert_eq!(retried(&scene.second(&flag(false))).as_deref(), Some("deadlock detected"));
     assert_eq!(retried(&scene.second(&flag(true))), None);
 }

@@ -220,8 +220,4 @@ mod tests {
             assert!(error.contains(told), "{error}");
         }
     }
-
-    #[test]
-    fn long_texts_are_cut_between_characters() {
-    }
 }

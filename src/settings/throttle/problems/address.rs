@@ -37,7 +37,9 @@ pub(super) fn prometheus_problem(section: &str, url: &SecretString) -> Option<St
         return Some(format!("{section}.url is missing: write url = \"http://HOST:9090\""));
     }
     let error = match Address::parse(url) {
-        Ok(address) if address.has_query() => "url has a query (from ? on), which would not be sent".to_owned(),
+        Ok(address) if address.has_query() => {
+            "url has a query (from ? on), which would not be sent".to_owned()
+        }
         Ok(_) => return None,
         Err(error) => error,
     };
@@ -92,7 +94,10 @@ mod tests {
         server("http://:9090", " has no host");
         server("http://user:hunter2@/x", " is not a URL (");
         server("http://h:high", " has a port that is none");
-        server("https://h/prefix?api_key=hunter2", " has a query (from ? on), which would not be sent: write https://");
+        server(
+            "https://h/prefix?api_key=hunter2",
+            " has a query (from ? on), which would not be sent: write https://",
+        );
         for url in ["http://h:9090", "HTTPS://user:hunter2@h/prefix"] {
             let keys = format!("[throttle.prometheus.a]\nurl = '{url}'\nquery = 'x'\nmax = 1\n");
             assert!(load(&keys, &[]).is_ok(), "{url}");
