@@ -1,13 +1,14 @@
 //! The console: one page, with nothing from outside.
 
 use axum::Json;
-use axum::extract::{Path, State as Shared};
+use axum::extract::State as Shared;
 use axum::http::header;
 use axum::response::{Html, IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::Told;
 use super::answer;
+use super::asked::Name;
 
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
@@ -29,7 +30,7 @@ pub(super) async fn page() -> Html<&'static str> {
     Html(include_str!("console/index.html"))
 }
 
-pub(super) async fn file(Path(name): Path<String>) -> Response {
+pub(super) async fn file(Name(name): Name) -> Response {
     match FILES.iter().find(|(of, ..)| *of == name) {
         Some((_, kind, text)) => ([(header::CONTENT_TYPE, *kind)], *text).into_response(),
         None => answer::no_such_path().await.into_response(),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{ConnectInfo, Path, Request, State as Shared};
+use axum::extract::{ConnectInfo, Request, State as Shared};
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
@@ -15,6 +15,7 @@ use tokio_postgres::Client;
 
 use super::Told;
 use super::answer::{Answer, to_the_end};
+use super::asked::{Name, Sent};
 use crate::job::spec::Spec;
 use crate::job::tune as tuning;
 use crate::state::job::{self, Changed};
@@ -65,7 +66,7 @@ fn no_json(error: &serde_json::Error) -> Answer {
 }
 
 /// One job, with its spec.
-pub(super) async fn one(Shared(place): Told, Path(name): Path<String>) -> Result<Json<Value>, Answer> {
+pub(super) async fn one(Shared(place): Told, Name(name): Name) -> Result<Json<Value>, Answer> {
     let client = place.reading().await?;
     to_the_end(async move {
         let status = status::of(&**client, &place.state, &name).await?;
@@ -78,10 +79,7 @@ pub(super) async fn one(Shared(place): Told, Path(name): Path<String>) -> Result
 }
 
 /// The slices of a job's present pass.
-pub(super) async fn slices(
-    Shared(place): Told,
-    Path(name): Path<String>,
-) -> Result<Json<Vec<SliceStatus>>, Answer> {
+pub(super) async fn slices(Shared(place): Told, Name(name): Name) -> Result<Json<Vec<SliceStatus>>, Answer> {
     let client = place.reading().await?;
     to_the_end(async move {
         let slices = status::slices(&**client, &place.state, &name, ROWS_AT_MOST).await?;
@@ -95,10 +93,7 @@ pub(super) async fn slices(
 }
 
 /// The rows that could not be changed.
-pub(super) async fn quarantine(
-    Shared(place): Told,
-    Path(name): Path<String>,
-) -> Result<Json<Vec<Value>>, Answer> {
+pub(super) async fn quarantine(Shared(place): Told, Name(name): Name) -> Result<Json<Vec<Value>>, Answer> {
     let client = place.reading().await?;
     to_the_end(async move {
         let rows = set_aside::list(&**client, &place.state, &name, ROWS_AT_MOST).await?;
@@ -124,8 +119,8 @@ pub(super) struct Pause {
 pub(super) async fn pause(
     Shared(place): Told,
     ConnectInfo(peer): Peer,
-    Path(name): Path<String>,
-    body: Bytes,
+    Name(name): Name,
+    Sent(body): Sent,
 ) -> Result<Json<Value>, Answer> {
     let Pause { resume_after, no_wait } = read(&body)?;
     let mut client = place.changing().await?;
@@ -161,8 +156,8 @@ async fn in_flight(
 pub(super) async fn resume(
     Shared(place): Told,
     ConnectInfo(peer): Peer,
-    Path(name): Path<String>,
-    body: Bytes,
+    Name(name): Name,
+    Sent(body): Sent,
 ) -> Result<Json<Value>, Answer> {
     read::<Nothing>(&body)?;
     let client = place.changing().await?;
@@ -176,8 +171,8 @@ pub(super) async fn resume(
 pub(super) async fn cancel(
     Shared(place): Told,
     ConnectInfo(peer): Peer,
-    Path(name): Path<String>,
-    body: Bytes,
+    Name(name): Name,
+    Sent(body): Sent,
 ) -> Result<Json<Value>, Answer> {
     read::<Nothing>(&body)?;
     let mut client = place.changing().await?;
@@ -193,8 +188,8 @@ pub(super) async fn cancel(
 pub(super) async fn retry(
     Shared(place): Told,
     ConnectInfo(peer): Peer,
-    Path(name): Path<String>,
-    body: Bytes,
+    Name(name): Name,
+    Sent(body): Sent,
 ) -> Result<Json<Value>, Answer> {
     read::<Nothing>(&body)?;
     let client = place.changing().await?;
@@ -208,8 +203,8 @@ pub(super) async fn retry(
 pub(super) async fn approve(
     Shared(place): Told,
     ConnectInfo(peer): Peer,
-    Path(name): Path<String>,
-    body: Bytes,
+    Name(name): Name,
+    Sent(body): Sent,
 ) -> Result<Json<Value>, Answer> {
     read::<Nothing>(&body)?;
     let client = place.changing().await?;
@@ -228,8 +223,8 @@ pub(super) async fn approve(
 pub(super) async fn tune(
     Shared(place): Told,
     ConnectInfo(peer): Peer,
-    Path(name): Path<String>,
-    body: Bytes,
+    Name(name): Name,
+    Sent(body): Sent,
 ) -> Result<Json<Value>, Answer> {
     let wanted: Map<String, Value> = read(&body)?;
     if wanted.is_empty() {

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `server` | connections: how many, how large a head, how long one may take |
 //! | `guard` | who may ask: the host that is meant, the origin, the token; what browsers are told |
+//! | `asked` | what a request says: the name in its path, its body |
 //! | `answer` | errors, as JSON and as status codes |
 //! | `jobs`, `events`, `throttle` | the API |
 //! | `history` | the last hour, sampled, for the charts |
@@ -12,6 +13,7 @@
 //! Reads and changes jobs by the same statements as the command line. Never touches a batch.
 
 mod answer;
+mod asked;
 mod console;
 mod events;
 mod guard;

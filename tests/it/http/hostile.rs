@@ -144,6 +144,20 @@ async fn what_is_too_large_is_refused() {
 }
 
 #[tokio::test]
+async fn nobody_waits_for_the_body_of_what_is_refused() {
+    let scene = Scene::new("").await;
+    let head = |more: &str| {
+        format!("POST {PAUSE} HTTP/1.1\r\nHost: {}\r\nContent-Length: 1000\r\n{more}\r\n", scene.address)
+    };
+    let token = format!("Authorization: Bearer {TOKEN}\r\n");
+    let foreign = format!("{token}Origin: http://evil.example\r\n");
+    for (more, status) in [("", 401), (&*token, 415), (&*foreign, 403)] {
+        // The connection ends too, so that the rest is taken for no request.
+        assert_eq!(raw(&scene.address, head(more).as_bytes()).unwrap().status, status, "{more}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_no_request_harms_nobody() {
     let scene = Scene::new("").await;
     let host = format!("Host: {}", scene.address);
