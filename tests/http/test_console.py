@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -285,25 +286,79 @@ def test_a_pause_that_ends_by_itself_says_when(site: Site, page: Page) -> None:
     expect(card(page).locator(".why")).to_have_text("Paused until somebody resumes it.")
 
 
-def test_a_batch_that_fails_again_and_again_is_told_of(site: Site, page: Page) -> None:
-    fill(site)
-    other = subprocess.Popen(
+@contextmanager
+def locked(site: Site, where: str) -> Iterator[None]:
+    """Rows of `users` that another session has locked."""
+    with subprocess.Popen(
         [site.primary.psql, "--no-psqlrc", "--quiet", "--tuples-only", site.database],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    with other:
+    ) as other:  # fmt: skip
         assert other.stdin is not None and other.stdout is not None
-        other.stdin.write("BEGIN; SELECT 'locked' FROM users WHERE id = 1 FOR UPDATE;\n")
+        other.stdin.write(f"BEGIN; SELECT 'locked' FROM users WHERE {where} FOR UPDATE;\n")
         other.stdin.flush()
         assert "locked" in other.stdout.readline()
+        yield
+
+
+def test_a_batch_that_fails_again_and_again_is_told_of(site: Site, page: Page) -> None:
+    fill(site)
+    with locked(site, "id = 1"):
         site.submit(JOB, "users", "filled IS NULL", "[limits]", "rows_per_second = 500", "lock_timeout = '50ms'", "max_retries = 100000", "[batch]", "min_rows = 1")
         expect(card(page).locator(".why")).to_have_text(
             re.compile(r"^It makes no headway: a batch has failed \d+ times in a row and is tried again: canceling statement due to lock timeout")
         )
-        other.stdin.close()
     expect(card(page).locator(".why")).to_contain_text("limits.rows_per_second = 500")
     expect(card(page).locator(".why")).not_to_contain_text("failed")
     expect(card(page).locator(".state")).to_have_text("running")
+
+
+def test_one_slice_that_fails_again_and_again_is_told_of_beside_the_pace_of_the_other(site: Site, page: Page) -> None:
+    fill(site)
+    with locked(site, "id = 1"):
+        limits = ["[limits]", "rows_per_second = 500", "lock_timeout = '50ms'", "max_retries = 100000", "[batch]", "min_rows = 1"]
+        site.submit(JOB, "users", "filled IS NULL", *limits, "[walk]", "workers = 2")
+        expect(card(page).locator(".why")).to_have_text(
+            re.compile(
+                r"^As fast as it may: .*limits\.rows_per_second = 500.*\. In one of its slices a batch has failed \d+ times in a row"
+                r" and is tried again: canceling statement due to lock timeout.*\.$"
+            )
+        )
+        expect(card(page).locator(".why")).to_have_attribute("data-is", "slow")
+        seen = scanned(page)
+        wait_until("the other slice goes on", lambda: scanned(page) > seen)
+        expect(card(page).locator(".why")).to_contain_text("In one of its slices a batch has failed")
+    expect(card(page).locator(".why")).not_to_contain_text("failed")
+    expect(card(page).locator(".why")).to_contain_text("limits.rows_per_second = 500")
+
+
+def test_a_daemon_of_before_some_keys_is_shown_without_them(site: Site, page: Page) -> None:
+    """While several are upgraded one after the other, the page of a new one may be answered by an old one."""
+    later = {"retrying", "sweep", "resume_at", "rows_per_second", "utilisation"}
+
+    def of_before(told: object, keys: set[str]) -> object:
+        if isinstance(told, list):
+            return [of_before(one, keys) for one in told]
+        if isinstance(told, dict):
+            return {key: of_before(value, keys) for key, value in told.items() if key not in keys}
+        return told
+
+    def answer(route: Route, keys: set[str]) -> None:
+        response = route.fetch()
+        route.fulfill(response=response, json=of_before(response.json(), keys))
+
+    walk(site)
+    expect(card(page).locator(".why")).to_contain_text("limits.rows_per_second = 500")
+    page.route(re.compile("/api/v1/jobs"), lambda route: answer(route, later - {"rows_per_second"}))
+    page.route("**/api/v1/throttle", lambda route: answer(route, later))
+    page.goto(f"{site.url}/#/jobs/{JOB}")
+    expect(page.locator("#slices-told")).to_have_text("0 of 1 done, 1 worked on now.")
+    page.goto(f"{site.url}/")
+    expect(page.get_by_role("row", name=re.compile("^query latency")).first).to_be_visible()
+    expect(card(page).locator(".why")).to_have_text(re.compile(r"^As fast as it may: .*limits\.rows_per_second = 500.*\.$"))
+    for never in ["undefined", "NaN"]:
+        expect(page.locator("main")).not_to_contain_text(never)
+    backfilld(site.database, "pause", JOB, "--for", "2h")
+    expect(card(page).locator(".why")).to_have_text("Paused until somebody resumes it.")
 
 
 def test_jobs_that_have_ended_are_folded_away(site: Site, page: Page) -> None:

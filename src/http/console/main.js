@@ -65,7 +65,7 @@ async function look() {
   showCharts(name);
   const limits = new Map();
   for (const [of, told] of throttles.flatMap(({ throttle }) => Object.entries(throttle.jobs))) {
-    if (told.rows_per_second !== null) limits.set(of, (limits.get(of) ?? 0) + told.rows_per_second);
+    if (typeof told.rows_per_second === "number") limits.set(of, (limits.get(of) ?? 0) + told.rows_per_second);
   }
   showJobs(stored.jobs, limits);
   if (name !== null) showJob(name, stored.job, stored.slices, stored.quarantine, limits);
@@ -244,7 +244,7 @@ function showSignals(throttles) {
   rows(byId("signals"), signals, (of) => `${of.daemon} ${of.signal} ${of.subject} ${of.unit}`, (of) => [
     `${of.signal.replaceAll("_", " ")}${of.subject ? `, ${of.subject}` : ""}${several ? ` (${of.daemon})` : ""}`,
     [reading(of.reading, of.unit), "number"], [reading(of.limit, of.unit), "number"],
-    [of.utilisation === null ? "–" : `${Math.round(100 * of.utilisation)} %`, "number"], of.verdict, [of.reason, "text"],
+    [typeof of.utilisation === "number" ? `${Math.round(100 * of.utilisation)} %` : "–", "number"], of.verdict, [of.reason, "text"],
   ]);
 }
 

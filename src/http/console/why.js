@@ -41,7 +41,8 @@ function running(job, limit, sweep) {
   const idle = stillFor(job.name, zone === "paused" ? null : job.workers === 0 ? "no worker" : job.rows_per_second === 0 ? "no batch" : null);
   if (zone === "paused") return [`Stands still: ${reason}${sweep}.`, "bad"];
   if (job.workers === 0) return idle < GRACE_MS ? ["It waits for a daemon to take it up.", ""] : ["No daemon works on it now.", "bad"];
-  if (job.retrying !== null) {
+  // A daemon of before this key sends none.
+  if (job.retrying) {
     // Of several slices the others may go on.
     if (job.workers === 1 || job.rows_per_second === 0) return [`It makes no headway: ${job.retrying}${sweep}.`, "bad"];
     const [told, grave] = pace(zone, reason, limit, sweep);
