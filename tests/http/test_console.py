@@ -515,6 +515,14 @@ def test_the_token_by_keyboard(site: Site, page: Page) -> None:
         page.keyboard.press("Enter")
         give(token)
         wait_until("it takes its place", lambda: kept() == token)
+    # One that was closed and is opened again in the same breath is not taken for left.
+    page.keyboard.press("Enter")
+    page.evaluate("document.getElementById('token-dialog').close(); document.getElementById('token-button').click()")
+    give(f"{TOKEN}-2")
+    wait_until("it takes its place", lambda: kept() == f"{TOKEN}-2")
+    page.keyboard.press("Enter")
+    give(TOKEN)
+    wait_until("it takes its place", lambda: kept() == TOKEN)
     # To leave it keeps what there is.
     page.keyboard.press("Enter")
     tab_to(page, dialog.get_by_role("button", name="Leave"))

@@ -20,7 +20,13 @@ function shown(dialog) {
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((done) => {
-    dialog.addEventListener("close", () => done(dialog.returnValue === "ok"), { once: true });
+    const closed = () => {
+      // Told late, when it is open again: what closed it is no answer to what it asks now.
+      if (dialog.open) return;
+      dialog.removeEventListener("close", closed);
+      done(dialog.returnValue === "ok");
+    };
+    dialog.addEventListener("close", closed);
   });
 }
 
