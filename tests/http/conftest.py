@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from servers import Daemon, Server, backfilld, wait_until
 
 NUMBERS = itertools.count(1)
 TOKEN = "correct-horse-battery-staple"
+#: Waits for what a daemon does; the page itself looks every two seconds.
+PATIENCE_MS = 60_000
 
 
 @dataclass
@@ -115,3 +118,31 @@ def site(primary: Server, replica: Server, tmp_path: Path) -> Iterator[Site]:
     site.daemon.process.wait()
     primary.run_psql("postgres", f"DROP DATABASE {name} WITH (FORCE)").check_returncode()
 
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        # As root there is no sandbox to be had; it opens pages of this test only.
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, site: Site) -> Iterator[Page]:
+    """The console; the test fails when the page has thrown an error or met its own content security policy."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    expect.set_options(timeout=PATIENCE_MS)
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if "Content Security" in message.text else None)
+    outside: list[str] = []
+    page.on("request", lambda request: outside.append(request.url) if not request.url.startswith(site.url) else None)
+    page.goto(site.url)
+    yield page
+    # What a test stands between may be in the middle of an answer.
+    page.unroute_all(behavior="ignoreErrors")
+    context.close()
+    assert wrong == [] and outside == []
