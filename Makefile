@@ -1,6 +1,6 @@
 # What a person or CI types. Each target installs what it misses.
 .DEFAULT_GOAL := help
-.PHONY: help build demo pictures test chaos soak test-versions test-patroni test-django deb test-deb test-container lint bench bench-growth bench-scale bench-locks bench-throttle clean
+.PHONY: help build demo pictures test test-of-http test-of-django test-of-rules test-of-deploy chaos soak test-versions test-patroni test-django deb test-deb test-container lint bench bench-growth bench-scale bench-locks bench-throttle clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,9 +17,19 @@ test: ## the tests, on real PostgreSQL servers; the long ones and those that nee
 	@scripts/install-tools pgbouncer python prometheus systemd curl chromium deploy lint
 	@# They wait more than they compute: one more at a time than there are processors.
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$(($$(nproc) + 1))} cargo test --locked
-	@scripts/test-rules
+	@# Two at a time, the longest first; what each says comes when it has ended.
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-of-http test-of-django test-of-rules test-of-deploy
+
+test-of-http:
 	@scripts/test-http
+
+test-of-django:
 	@scripts/test-django 5.2
+
+test-of-rules:
+	@scripts/test-rules
+
+test-of-deploy:
 	@scripts/test-deploy
 
 chaos: ## 20 minutes of every fault at random; CHAOS_SECONDS and CHAOS_SEED change time and faults
