@@ -29,15 +29,20 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use clap::Parser as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tokio_postgres::Client;
 
+use crate::database::sessions_ended;
 use crate::settings::{Overrides, Settings, SettingsError};
 use crate::state::{self, Actor, State};
 use arguments::{Arguments, Command};
 use failure::Failure;
+
+/// How long the server may take, at the end, to hear that the sessions end.
+const LAST_GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Parses the process's arguments, carries them out, and says how that went.
 #[must_use]
@@ -50,6 +55,7 @@ pub fn main() -> ExitCode {
         .map_err(|error| Failure::runtime(format!("cannot start the runtime: {error}")))
         .and_then(|runtime| {
             let result = runtime.block_on(dispatch(arguments));
+            runtime.block_on(sessions_ended(LAST_GOODBYE_TIMEOUT));
             // A connection that hangs in the background must not hold up the end.
             runtime.shutdown_background();
             result

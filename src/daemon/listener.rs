@@ -29,7 +29,11 @@ pub(super) fn spawn(target: Target, state: State, name: String, started_at: Time
                 failures = 0;
                 // What was said while nobody listened.
                 let _ = wake.try_send(());
-                while heard.recv().await.is_some() {
+                loop {
+                    tokio::select! {
+                        heard = heard.recv() => if heard.is_none() { break },
+                        () = wake.closed() => return,
+                    }
                     let _ = wake.try_send(());
                 }
             }

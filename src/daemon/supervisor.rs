@@ -505,7 +505,9 @@ impl Supervisor {
             event::record(&**client, &self.state, None, "daemon stopped", &self.actor, reason).await?;
             Ok::<(), TurnError>(())
         };
-        match timeout(FAREWELL_TIMEOUT, farewell).await {
+        let farewell = timeout(FAREWELL_TIMEOUT, farewell).await;
+        self.database.close();
+        match farewell {
             Ok(Ok(())) => tracing::info!(reason, "stopped, every slice handed back"),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "stopped; the database was not told, and leases run out by themselves");

@@ -13,6 +13,7 @@ mod password;
 mod pool;
 mod repeated;
 mod secret_file;
+mod sessions;
 mod target;
 mod tls;
 
@@ -23,6 +24,7 @@ pub use key_value::{KeyValue, key_parameters};
 pub use pool::{Connector, Database, Object};
 pub use repeated::{Pooler, Repeated};
 pub use secret_file::{SecretFile, SecretFileError};
+pub use sessions::sessions_ended;
 pub use target::Target;
 pub use tls::{RootsError, SslMode};
 

@@ -1,11 +1,20 @@
 //! A pool of connections.
 
+use std::future::pending;
+use std::time::Duration;
+
 use deadpool::Runtime;
 use deadpool::managed::{self, Metrics, PoolError, QueueMode, RecycleError, RecycleResult, TimeoutType};
 use deadpool_postgres::ClientWrapper;
 
+use tokio::sync::oneshot;
+
 use super::connect::{CONNECT_TIMEOUT, ConnectError};
+use super::sessions;
 use super::target::{Open, Target};
+
+/// How long a connection that was given up has for the answer that it waits for. Whoever gave it up has waited already.
+const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection of the pool. It goes back when it is dropped.
 pub type Object = managed::Object<Connector>;
@@ -27,14 +36,19 @@ impl managed::Manager for Connector {
                 break opened;
             }
         };
-        // Whoever holds the client sees the error there.
-        let driven = tokio::spawn(async move {
-            tokio::select! {
-                _ = connection => {}
-                () = replaced => {}
-            }
+        let (held, let_go) = oneshot::channel::<()>();
+        let given_up = async {
+            // An error: that says it.
+            let _ = let_go.await;
+            tokio::time::sleep(LAST_ANSWER_TIMEOUT).await;
+        };
+        sessions::drive(connection, sessions::either(replaced, given_up));
+        // The wrapper aborts its task where it is dropped, which would be in the middle of an answer.
+        let holding = tokio::spawn(async move {
+            let _held = held;
+            pending::<()>().await;
         });
-        Ok(ClientWrapper::new(client, driven))
+        Ok(ClientWrapper::new(client, holding))
     }
 
     async fn recycle(&self, client: &mut ClientWrapper, metrics: &Metrics) -> RecycleResult<ConnectError> {
@@ -83,6 +97,11 @@ impl Database {
     /// Drops the connections that are not in use, whatever state they are in.
     pub fn discard_idle(&self) {
         self.pool.retain(|_, _| false);
+    }
+
+    /// Ends the connections: those that are in use when they are given back. None can be taken any more.
+    pub fn close(&self) {
+        self.pool.close();
     }
 
     /// Takes a connection from the pool.

@@ -13,6 +13,7 @@ use super::address::{Access, Address, Role, TargetError};
 use super::connect::{self, ConnectError, Driver};
 use super::generation::Generation;
 use super::repeated::Pooler;
+use super::sessions;
 
 /// Where the database is and how to log in. Its `Display` names host, port, database and user, and
 /// never the password.
@@ -149,15 +150,7 @@ impl Target {
     pub async fn connect(&self) -> Result<Client, ConnectError> {
         let hung_up = hung_up(self.hung_up.subscribe());
         let Open { client, connection, replaced } = self.open().await?;
-        // The task ends by itself when the client is dropped or the connection breaks; whoever
-        // holds the client sees the error there.
-        tokio::spawn(async {
-            tokio::select! {
-                _ = connection => {}
-                () = hung_up => {}
-                () = replaced => {}
-            }
-        });
+        sessions::drive(connection, sessions::either(hung_up, replaced));
         Ok(client)
     }
 
@@ -168,20 +161,14 @@ impl Target {
         let Open { client, mut connection, replaced } = self.open().await?;
         // One waiting wake-up is as good as many.
         let (wake, woken) = mpsc::channel(1);
-        tokio::spawn(async move {
-            let listening = async {
-                while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
-                    if let AsyncMessage::Notification(_) = message {
-                        let _ = wake.try_send(());
-                    }
+        let listening = async move {
+            while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+                if let AsyncMessage::Notification(_) = message {
+                    let _ = wake.try_send(());
                 }
-            };
-            tokio::select! {
-                () = listening => {}
-                () = hung_up => {}
-                () = replaced => {}
             }
-        });
+        };
+        sessions::drive(listening, sessions::either(hung_up, replaced));
         client
             .batch_execute(&format!("LISTEN {}", super::identifier(channel)))
             .await

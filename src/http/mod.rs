@@ -38,7 +38,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 
-use crate::database::{Database, Object, Target};
+use crate::database::{Database, Object, Target, sessions_ended};
 use crate::settings::HttpSettings;
 use crate::state::State;
 use crate::throttle::report::Report;
@@ -51,6 +51,8 @@ const CONNECTIONS_OF_READS: usize = 3;
 const CONNECTIONS_OF_CHANGES: usize = 2;
 /// How long the database may answer no probe and the daemon still be ready.
 const LONGEST_SILENCE: Duration = Duration::from_secs(15);
+/// How long requests have, at the end of the process, for what they have asked the database.
+const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_secs(1);
 /// What a change of a job may be told in: a few keys.
 const LONGEST_BODY_BYTES: usize = 16 * 1024;
 
@@ -143,7 +145,7 @@ impl Listener {
         self.health.subscribe()
     }
 
-    /// It is ready now: serves until the process ends, on a thread of its own: whoever asks much keeps neither a batch waiting nor a
+    /// It is ready now: serves until what it returns is dropped, on a thread of its own: whoever asks much keeps neither a batch waiting nor a
     /// probe, whose time would be taken for the database's. Returns what changes its health from then on.
     #[must_use]
     pub fn serve(self, place: Place) -> watch::Sender<Health> {
@@ -156,18 +158,34 @@ impl Listener {
             jobs: Arc::default(),
             place,
         };
+        let pools = [inside.reads.clone(), inside.changes.clone()];
+        let health = self.health.subscribe();
         let serving = server::serve(self.socket, router(Arc::new(inside)));
         std::thread::Builder::new()
             .name("http".to_owned())
             .spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                if let Err(error) = runtime.and_then(|runtime| runtime.block_on(serving)) {
+                let until_the_end = async {
+                    tokio::select! {
+                        served = serving => served?,
+                        () = at_an_end(health) => {}
+                    }
+                    pools.iter().for_each(Database::close);
+                    sessions_ended(LAST_ANSWERS_TIMEOUT).await;
+                    Ok(())
+                };
+                if let Err(error) = runtime.and_then(|runtime| runtime.block_on(until_the_end)) {
                     tracing::error!(%error, "nothing is served over HTTP any more");
                 }
             })
             .expect("a process that is starting has room for a thread");
         self.health
     }
+}
+
+/// Comes back when nobody changes the health any more.
+async fn at_an_end(mut health: watch::Receiver<Health>) {
+    while health.changed().await.is_ok() {}
 }
 
 /// What is told before there is a database to ask. Each connection ends with its answer, so that the next request finds

@@ -10,6 +10,7 @@ mod dashboards;
 mod docs;
 mod exactly_once;
 mod failover;
+mod farewells;
 mod finish;
 mod holds;
 mod http;

@@ -1,0 +1,41 @@
+//! How connections are driven, and how their sessions end: with a goodbye, once the last answer has come. One that
+//! ends without is counted by the server (`sessions_abandoned` of `pg_stat_database`), logged by poolers, and taken for
+//! a client that has crashed; while it was answering, the server logs it as `FATAL`.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use tokio_util::task::TaskTracker;
+
+/// Of this process, on whichever of its threads.
+static DRIVEN: LazyLock<TaskTracker> = LazyLock::new(TaskTracker::new);
+
+/// Drives `connection` until its client is dropped and it has said goodbye, until it breaks, or until `cut` comes back.
+/// Whoever holds the client sees the error there.
+pub(super) fn drive(
+    connection: impl Future<Output: Send> + Send + 'static,
+    cut: impl Future<Output = ()> + Send + 'static,
+) {
+    DRIVEN.spawn(async {
+        tokio::select! {
+            _ = connection => {}
+            () = cut => {}
+        }
+    });
+}
+
+/// Comes back when one of the two does.
+pub(super) async fn either(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {
+    tokio::select! {
+        () = one => {}
+        () = other => {}
+    }
+}
+
+/// Comes back when every session whose client was dropped has ended, or after `within`: there may be nobody any more
+/// who answers. To be waited for before the process ends.
+pub async fn sessions_ended(within: Duration) {
+    DRIVEN.close();
+    // What has not ended by then ends with the process.
+    let _ = tokio::time::timeout(within, DRIVEN.wait()).await;
+}
