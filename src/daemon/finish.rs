@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::backoff;
 use super::worker::Mode;
@@ -34,7 +35,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The task that looks for finishes.
 pub(super) struct Finisher {
-    working: JoinHandle<()>,
+    working: AbortOnDropHandle<()>,
     stop: watch::Sender<bool>,
 }
 
@@ -52,7 +53,7 @@ impl Finisher {
     pub(super) fn start(place: Place) -> Self {
         let (stop, stopped) = watch::channel(false);
         let looking = Looking { place: Arc::new(place), left_over: BTreeMap::new() };
-        Self { working: tokio::spawn(looking.look_always(stopped)), stop }
+        Self { working: AbortOnDropHandle::new(tokio::spawn(looking.look_always(stopped))), stop }
     }
 
     /// Ends the steps under way and hands the finishes back, or gives that up after `within`: false. Twice is safe.

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio_postgres::Client;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::worker::Mode;
 use crate::database::{Database, Object};
@@ -55,7 +55,7 @@ impl Held {
 /// Says three times a lease that this daemon lives, and renews what it holds, whatever else the daemon is
 /// waiting for.
 pub(super) struct Keeper {
-    keeping: JoinHandle<()>,
+    keeping: AbortOnDropHandle<()>,
     /// Dropped to end it.
     stop: watch::Sender<()>,
     lease: watch::Sender<Duration>,
@@ -79,7 +79,7 @@ impl Keeper {
         let (stop, stopped) = watch::channel(());
         let (lease, leases) = watch::channel(kept.lease);
         let (tell, superseded) = watch::channel(false);
-        let keeping = tokio::spawn(kept.keep(leases, stopped, tell));
+        let keeping = AbortOnDropHandle::new(tokio::spawn(kept.keep(leases, stopped, tell)));
         Self { keeping, stop, lease, superseded }
     }
 

@@ -21,27 +21,36 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) fn spawn(target: Target, state: State, name: String, started_at: Timestamp) -> mpsc::Receiver<()> {
     let (wake, woken) = mpsc::channel(1);
     tokio::spawn(async move {
-        let mut failures = 0;
-        while !wake.is_closed() {
-            let listening =
-                tokio::time::timeout(ANSWER_TIMEOUT, listen(&target, &state, &name, started_at)).await;
-            if let Ok(Some((_client, mut heard))) = listening {
-                failures = 0;
-                // What was said while nobody listened.
-                let _ = wake.try_send(());
-                loop {
-                    tokio::select! {
-                        heard = heard.recv() => if heard.is_none() { break },
-                        () = wake.closed() => return,
-                    }
-                    let _ = wake.try_send(());
-                }
-            }
-            failures += 1;
-            tokio::time::sleep(backoff::wait(failures, LONGEST_WAIT, fastrand::f64())).await;
+        tokio::select! {
+            () = listen_always(&target, &state, &name, started_at, &wake) => {}
+            () = wake.closed() => {}
         }
     });
     woken
+}
+
+/// Never ends.
+async fn listen_always(
+    target: &Target,
+    state: &State,
+    name: &str,
+    started_at: Timestamp,
+    wake: &mpsc::Sender<()>,
+) {
+    let mut failures = 0;
+    loop {
+        let listening = tokio::time::timeout(ANSWER_TIMEOUT, listen(target, state, name, started_at)).await;
+        if let Ok(Some((_client, mut heard))) = listening {
+            failures = 0;
+            // What was said while nobody listened.
+            let _ = wake.try_send(());
+            while heard.recv().await.is_some() {
+                let _ = wake.try_send(());
+            }
+        }
+        failures += 1;
+        tokio::time::sleep(backoff::wait(failures, LONGEST_WAIT, fastrand::f64())).await;
+    }
 }
 
 /// Listens, and registers the session as the one that stands for the daemon.

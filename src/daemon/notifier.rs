@@ -12,8 +12,8 @@ use hyper::body::Bytes;
 use hyper::header::{HeaderMap, RETRY_AFTER};
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{backoff, metrics};
 use crate::database::{Database, Object};
@@ -52,7 +52,7 @@ pub(super) enum Last {
 
 /// The task that tells.
 pub(super) struct Notifier {
-    working: JoinHandle<()>,
+    working: AbortOnDropHandle<()>,
     stop: watch::Sender<Option<Last>>,
     settings: watch::Sender<NotifySettings>,
 }
@@ -78,7 +78,7 @@ impl Notifier {
             teller,
             has_failed: false,
         };
-        Self { working: tokio::spawn(work.always(told, stopped)), stop, settings }
+        Self { working: AbortOnDropHandle::new(tokio::spawn(work.always(told, stopped))), stop, settings }
     }
 
     /// Takes changed settings.

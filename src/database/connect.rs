@@ -266,20 +266,14 @@ fn told(address: &Address, attempts: &[Attempt]) -> ConnectError {
 pub(super) async fn generation(
     address: &Address,
     client: &Client,
-    connection: &mut Driver,
 ) -> Result<Option<Generation>, ConnectError> {
     let within = within(address, 1);
-    let asked = async {
-        tokio::select! {
-            answer = Generation::of(client) => answer.map_err(|error| refused(address, &error)),
-            ended = connection => Err(match ended {
-                Ok(()) => lost(address, "the server closed the connection".to_owned()),
-                Err(error) => refused(address, &error),
-            }),
+    match tokio::time::timeout(within, Generation::of(client)).await {
+        Ok(Ok(met)) => Ok(met),
+        Ok(Err(error)) if error.is_closed() => {
+            Err(lost(address, "the server closed the connection".to_owned()))
         }
-    };
-    match tokio::time::timeout(within, asked).await {
-        Ok(answer) => answer,
+        Ok(Err(error)) => Err(refused(address, &error)),
         Err(_) => Err(lost(address, format!("logged in, and no answer within {within:?}"))),
     }
 }

@@ -1,7 +1,6 @@
 //! A pool of connections.
 
 use std::future::pending;
-use std::time::Duration;
 
 use deadpool::Runtime;
 use deadpool::managed::{self, Metrics, PoolError, QueueMode, RecycleError, RecycleResult, TimeoutType};
@@ -11,10 +10,7 @@ use tokio::sync::oneshot;
 
 use super::connect::{CONNECT_TIMEOUT, ConnectError};
 use super::sessions;
-use super::target::{Open, Target};
-
-/// How long a connection that was given up has for the answer that it waits for. Whoever gave it up has waited already.
-const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+use super::target::Target;
 
 /// A connection of the pool. It goes back when it is dropped.
 pub type Object = managed::Object<Connector>;
@@ -28,27 +24,26 @@ impl managed::Manager for Connector {
     type Error = ConnectError;
 
     async fn create(&self) -> Result<ClientWrapper, ConnectError> {
-        // Made anew where the settings have changed meanwhile: when it was begun is not known later on.
-        let Open { client, connection, replaced } = loop {
+        loop {
+            let (held, let_go) = oneshot::channel::<()>();
+            let given_up = async {
+                // An error: that says it.
+                let _ = let_go.await;
+                sessions::last_answer_waited_for().await;
+            };
             let changed_at = self.0.changed_at();
-            let opened = self.0.open().await?;
-            if self.0.changed_at() == changed_at {
-                break opened;
+            let client = self.0.open(|connection| connection, given_up).await?;
+            // Made anew where the settings have changed meanwhile: when it was begun is not known later on.
+            if self.0.changed_at() != changed_at {
+                continue;
             }
-        };
-        let (held, let_go) = oneshot::channel::<()>();
-        let given_up = async {
-            // An error: that says it.
-            let _ = let_go.await;
-            tokio::time::sleep(LAST_ANSWER_TIMEOUT).await;
-        };
-        sessions::drive(connection, sessions::either(replaced, given_up));
-        // The wrapper aborts its task where it is dropped, which would be in the middle of an answer.
-        let holding = tokio::spawn(async move {
-            let _held = held;
-            pending::<()>().await;
-        });
-        Ok(ClientWrapper::new(client, holding))
+            // The wrapper aborts its task where it is dropped, which for the driver would be in the middle of an answer.
+            let holding = tokio::spawn(async move {
+                let _held = held;
+                pending::<()>().await;
+            });
+            return Ok(ClientWrapper::new(client, holding));
+        }
     }
 
     async fn recycle(&self, client: &mut ClientWrapper, metrics: &Metrics) -> RecycleResult<ConnectError> {

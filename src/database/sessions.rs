@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
+/// How long a connection that was given up has for the answer that is under way: a server that hangs would keep it for ever.
+const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Of this process, on whichever of its threads.
 static DRIVEN: LazyLock<TaskTracker> = LazyLock::new(TaskTracker::new);
 
@@ -24,6 +27,11 @@ pub(super) fn drive(
     });
 }
 
+/// Comes back when the last answer has had its time, for the end of a connection that somebody has given up.
+pub(super) async fn last_answer_waited_for() {
+    tokio::time::sleep(LAST_ANSWER_TIMEOUT).await;
+}
+
 /// Comes back when one of the two does.
 pub(super) async fn either(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {
     tokio::select! {
@@ -32,8 +40,8 @@ pub(super) async fn either(one: impl Future<Output = ()>, other: impl Future<Out
     }
 }
 
-/// Comes back when every session whose client was dropped has ended, or after `within`: there may be nobody any more
-/// who answers. To be waited for before the process ends.
+/// Comes back when every session has ended, for which its client must be dropped, or after `within`: there may be nobody
+/// any more who answers. To be waited for before the process ends.
 pub async fn sessions_ended(within: Duration) {
     DRIVEN.close();
     // What has not ended by then ends with the process.

@@ -1,12 +1,11 @@
 //! Which database, and connections to it.
 
 use std::fmt;
-use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use futures_util::future::poll_fn;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_postgres::{AsyncMessage, CancelToken, Client, Error};
 
 use super::address::{Access, Address, Role, TargetError};
@@ -29,14 +28,6 @@ pub struct Target {
     hung_up: Arc<watch::Sender<()>>,
     /// The newest server that a connection was made to.
     newest: Arc<watch::Sender<Option<Generation>>>,
-}
-
-/// A connection, yet to be driven.
-pub(super) struct Open {
-    pub(super) client: Client,
-    pub(super) connection: Box<Driver>,
-    /// Comes back when a connection to a newer server was made.
-    pub(super) replaced: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 struct Current {
@@ -110,20 +101,41 @@ impl Target {
         self.current.read().unwrap_or_else(PoisonError::into_inner).address.clone()
     }
 
-    /// Opens a connection, and ends the others if it is to a newer server.
-    pub(super) async fn open(&self) -> Result<Open, ConnectError> {
+    /// Opens a connection, and ends the others if it is to a newer server. It is driven by `driving` until `cut` comes back
+    /// or it is to an older server itself.
+    pub(super) async fn open<D: Future<Output: Send> + Send + 'static>(
+        &self,
+        driving: impl FnOnce(Driver) -> D + Send,
+        cut: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<Client, ConnectError> {
         // Large, and everybody who connects would be as large.
-        Box::pin(self.open_here()).await
+        Box::pin(self.open_here(driving, cut)).await
     }
 
-    async fn open_here(&self) -> Result<Open, ConnectError> {
+    async fn open_here<D: Future<Output: Send> + Send + 'static>(
+        &self,
+        driving: impl FnOnce(Driver) -> D + Send,
+        cut: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<Client, ConnectError> {
         let mut newest = self.newest.subscribe();
         let known = *newest.borrow_and_update();
         let address = self.address();
         let (client, connection) = connect::open(&address).await?;
-        let mut connection = Box::new(connection);
+        let (tell, told) = oneshot::channel();
+        let replaced = async move {
+            match told.await {
+                Ok(met) => {
+                    if newest.wait_for(|newest| *newest > known.max(met)).await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                }
+                // Whoever wanted it has given it up by now.
+                Err(_) => sessions::last_answer_waited_for().await,
+            }
+        };
+        sessions::drive(driving(connection), sessions::either(cut, replaced));
         let met = if address.pooler == Pooler::None {
-            connect::generation(&address, &client, &mut connection).await?
+            connect::generation(&address, &client).await?
         } else {
             // The next transaction may be on another server than this question.
             None
@@ -138,37 +150,29 @@ impl Target {
         if has_replaced {
             tracing::info!(target = %self, "another server has taken the place of the last one: connections to that one end");
         }
-        let replaced = async move {
-            if newest.wait_for(|newest| *newest > met.max(known)).await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
-        Ok(Open { client, connection, replaced: Box::pin(replaced) })
+        // An error: it has ended already, as whoever uses it will see.
+        let _ = tell.send(met);
+        Ok(client)
     }
 
-    /// Opens one connection of its own, outside any pool.
+    /// Opens one connection of its own, outside any pool. It ends by itself when the client is dropped.
     pub async fn connect(&self) -> Result<Client, ConnectError> {
-        let hung_up = hung_up(self.hung_up.subscribe());
-        let Open { client, connection, replaced } = self.open().await?;
-        sessions::drive(connection, sessions::either(hung_up, replaced));
-        Ok(client)
+        self.open(|connection| connection, hung_up(self.hung_up.subscribe())).await
     }
 
     /// Opens a connection that listens on `channel`. Every notification is a message on the
     /// receiver; the receiver closes when the connection does.
     pub async fn listen(&self, channel: &str) -> Result<(Client, mpsc::Receiver<()>), ConnectError> {
-        let hung_up = hung_up(self.hung_up.subscribe());
-        let Open { client, mut connection, replaced } = self.open().await?;
         // One waiting wake-up is as good as many.
         let (wake, woken) = mpsc::channel(1);
-        let listening = async move {
+        let listening = |mut connection: Driver| async move {
             while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
                 if let AsyncMessage::Notification(_) = message {
                     let _ = wake.try_send(());
                 }
             }
         };
-        sessions::drive(listening, sessions::either(hung_up, replaced));
+        let client = self.open(listening, hung_up(self.hung_up.subscribe())).await?;
         client
             .batch_execute(&format!("LISTEN {}", super::identifier(channel)))
             .await

@@ -9,6 +9,8 @@ use super::metrics::{address, get};
 use super::support::daemon::{Daemon, backfilld};
 use super::support::database::Database;
 use super::support::receiver::Receiver;
+use super::support::server::shared;
+use super::support::wire::{Fate, Moment, Statement, Wire};
 use super::support::{job_file, until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -38,7 +40,7 @@ async fn table(client: &Client, rows: i64) {
         .unwrap();
 }
 
-const SLOW: &str = "name = 'slow'\ntable = 'items'\n[update]\nset = { done = 'true' }
+const SLOW: &str = "name = 'slow'\ntable = 'items'\n[update]\nset = { done = 'true' }\nwhere = 'done IS NULL'
 [batch]\nmax_rows = 20\n[limits]\nrows_per_second = 200";
 
 #[tokio::test]
@@ -49,27 +51,28 @@ async fn each_command_takes_leave_of_the_server() {
     let folder = tempfile::tempdir().unwrap();
     let file = job_file(folder.path(), "slow.toml", SLOW);
     let file = file.to_str().unwrap();
-    for arguments in [
-        ["init"].as_slice(),
-        &["check", file],
-        &["submit", file],
-        &["try", file],
-        &["status"],
-        &["tune", "slow", "workers=1"],
-        &["pause", "slow"],
-        &["resume", "slow"],
-        &["events", "slow"],
-        &["throttle"],
-        &["run", "--until-idle"],
-        &["wait", "slow"],
-        &["verify", "slow"],
-        &["quarantine", "slow"],
+    for (code, arguments) in [
+        (0, ["init"].as_slice()),
+        (0, &["check", file]),
+        (0, &["submit", file]),
+        (0, &["try", file]),
+        (0, &["status"]),
+        (0, &["tune", "slow", "workers=1"]),
+        (0, &["pause", "slow"]),
+        (0, &["resume", "slow"]),
+        (0, &["events", "slow"]),
+        (0, &["throttle"]),
+        (0, &["run", "--until-idle"]),
+        (0, &["wait", "slow"]),
+        (0, &["verify", "slow"]),
+        (0, &["quarantine", "slow"]),
         // An error is no reason to leave without a word.
-        &["pause", "no-such-job"],
+        (1, &["pause", "no-such-job"]),
     ] {
         let (before, _) = sessions(&client).await;
         let run = backfilld(database.url(), arguments);
         let (after, abandoned) = sessions(&client).await;
+        assert_eq!(run.code, code, "{arguments:?}: {run:?}");
         assert!(after > before, "{arguments:?} has not connected: {run:?}");
         assert_eq!(abandoned, 0, "of {} sessions, after {arguments:?}: {run:?}", after - before);
     }
@@ -111,23 +114,23 @@ async fn a_daemon_that_stops_takes_leave_on_every_connection() {
 }
 
 #[tokio::test]
-async fn a_look_that_is_broken_off_by_a_stop_is_waited_for() {
+async fn what_a_stop_breaks_off_is_waited_for() {
     let database = Database::create().await;
     let client = database.connect().await;
-    let mut locking = database.connect().await;
-    let mut daemon = Daemon::start(database.url(), &[]);
-    daemon.wait_for_log("started", PATIENCE);
-    let lock = locking.transaction().await.unwrap();
-    lock.batch_execute("LOCK TABLE backfilld.job").await.unwrap();
-    until("the daemon to wait for the lock", PATIENCE, async || {
-        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        (number(&client, waiting).await > 0).then_some(())
-    })
-    .await;
-    daemon.signal("TERM");
-    daemon.wait_for_log("stopping", PATIENCE);
-    lock.rollback().await.unwrap();
-    drop(locking);
-    assert!(daemon.wait_exit(PATIENCE).success(), "{}", daemon.log());
-    assert_eq!(sessions(&client).await.1, 0, "{}", daemon.log());
+    let wire = Wire::start(shared().port());
+    // A look of the supervisor; what each new connection asks, of which the first is the process's own.
+    for (part, which) in [("resume_at <= clock_timestamp()", 1..=2), ("pg_walfile_name", 2..=7)] {
+        for nth in which {
+            let statement = Statement { parts: Box::leak(Box::new([part])), after: &[] };
+            let hold = wire.hold(Moment::Sent, nth, statement);
+            let mut daemon = Daemon::start(&wire.url(database.name()), &[]);
+            let held = hold.reached(|| daemon.log()).await;
+            daemon.wait_for_log("started", PATIENCE);
+            daemon.signal("TERM");
+            daemon.wait_for_log("stopping", PATIENCE);
+            held.let_go(Fate::Passed);
+            assert!(daemon.wait_exit(PATIENCE).success(), "{part} {nth}: {}", daemon.log());
+            assert_eq!(sessions(&client).await.1, 0, "{part} {nth}: {}", daemon.log());
+        }
+    }
 }

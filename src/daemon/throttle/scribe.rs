@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_postgres::Client;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::super::supervisor::TurnError;
 use super::Place;
@@ -31,7 +31,7 @@ const WAITING_CHANGES: usize = 1000;
 pub(super) struct Scribe {
     /// None once it has been told to finish.
     side: Option<Side>,
-    writing: JoinHandle<()>,
+    writing: AbortOnDropHandle<()>,
 }
 
 /// The tick's side of the scribe: it never waits.
@@ -47,7 +47,7 @@ impl Scribe {
     pub(super) fn start(place: Place) -> Self {
         let (changes, unwritten) = mpsc::channel(WAITING_CHANGES);
         let report = watch::Sender::new(Report::default());
-        let writing = tokio::spawn(write(place, unwritten, report.subscribe()));
+        let writing = AbortOnDropHandle::new(tokio::spawn(write(place, unwritten, report.subscribe())));
         Self { side: Some(Side { changes, report, begun: BTreeMap::new() }), writing }
     }
 

@@ -11,8 +11,8 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::board::Board;
 use super::reading::{Reading, seconds};
@@ -58,18 +58,12 @@ pub trait Signal: Send + 'static {
 
 /// A signal that is being read; no more once this is dropped.
 #[derive(Debug)]
-pub struct Running(JoinHandle<()>);
+pub struct Running(#[expect(dead_code, reason = "held until it is dropped")] AbortOnDropHandle<()>);
 
 impl Running {
     /// Runs `task` until it ends or this is dropped.
     fn start(task: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self(tokio::spawn(task))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.abort();
+        Self(AbortOnDropHandle::new(tokio::spawn(task)))
     }
 }
 
