@@ -27,6 +27,16 @@ pub(super) fn drive(
     });
 }
 
+/// Logs in to the end, also for somebody who does not wait for it any more: a login that is broken off is a session that was
+/// abandoned. It has bounds of its own.
+pub(super) async fn to_the_end<T: Send + 'static>(login: impl Future<Output = T> + Send + 'static) -> T {
+    match DRIVEN.spawn(login).await {
+        Ok(done) => done,
+        // Nobody aborts it.
+        Err(failed) => std::panic::resume_unwind(failed.into_panic()),
+    }
+}
+
 /// Comes back when the last answer has had its time, for the end of a connection that somebody has given up.
 pub(super) async fn last_answer_waited_for() {
     tokio::time::sleep(LAST_ANSWER_TIMEOUT).await;

@@ -105,16 +105,17 @@ impl Target {
     /// or it is to an older server itself.
     pub(super) async fn open<D: Future<Output: Send> + Send + 'static>(
         &self,
-        driving: impl FnOnce(Driver) -> D + Send,
+        driving: impl FnOnce(Driver) -> D + Send + 'static,
         cut: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Client, ConnectError> {
+        let target = self.clone();
         // Large, and everybody who connects would be as large.
-        Box::pin(self.open_here(driving, cut)).await
+        sessions::to_the_end(Box::pin(async move { target.open_here(driving, cut).await })).await
     }
 
     async fn open_here<D: Future<Output: Send> + Send + 'static>(
         &self,
-        driving: impl FnOnce(Driver) -> D + Send,
+        driving: impl FnOnce(Driver) -> D + Send + 'static,
         cut: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Client, ConnectError> {
         let mut newest = self.newest.subscribe();

@@ -122,9 +122,9 @@ async fn what_a_stop_breaks_off_is_waited_for() {
     for (part, which) in [("resume_at <= clock_timestamp()", 1..=2), ("pg_walfile_name", 2..=7)] {
         for nth in which {
             let statement = Statement { parts: Box::leak(Box::new([part])), after: &[] };
-            let hold = wire.hold(Moment::Sent, nth, statement);
+            let to_come = wire.hold(Moment::Sent, nth, statement);
             let mut daemon = Daemon::start(&wire.url(database.name()), &[]);
-            let held = hold.reached(|| daemon.log()).await;
+            let held = to_come.reached(|| daemon.log()).await;
             daemon.wait_for_log("started", PATIENCE);
             daemon.signal("TERM");
             daemon.wait_for_log("stopping", PATIENCE);
