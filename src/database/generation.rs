@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use tokio_postgres::error::{DbError, Severity};
 use tokio_postgres::{Client, Error};
 
 /// A server as it was since its last start. A later one has taken the place of an earlier one: a promotion
@@ -18,13 +19,19 @@ const GENERATION: &str = "SELECT CASE WHEN NOT pg_is_in_recovery() \
          THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int8 END, \
      pg_postmaster_start_time()";
 
+/// Whether the session is over with it. Poolers may say it in words alone, which the server would translate.
+fn has_ended(said: &DbError) -> bool {
+    matches!(said.parsed_severity(), Some(Severity::Fatal | Severity::Panic))
+        || matches!(said.severity(), "FATAL" | "PANIC")
+}
+
 impl Generation {
     /// Asks the server. The connection must be driven meanwhile.
     pub(super) async fn of(client: &Client) -> Result<Option<Self>, Error> {
         // In one round trip, and without a statement that is prepared.
         let row = match client.query_typed(GENERATION, &[]).await {
             Ok(rows) => rows.into_iter().next(),
-            Err(error) if error.as_db_error().is_some() => None,
+            Err(error) if error.as_db_error().is_some_and(|said| !has_ended(said)) => None,
             Err(error) => return Err(error),
         };
         let Some(row) = row else { return Ok(None) };

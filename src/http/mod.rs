@@ -291,13 +291,19 @@ fn readiness(health: &watch::Receiver<Health>, silent_seconds: Option<f64>) -> R
 impl Inside {
     /// A connection to look by, if one can be had.
     async fn reading(&self) -> Result<Object, Answer> {
-        Ok(self.reads.get().await?)
+        taken_from(&self.reads).await
     }
 
     /// A connection to change something by, if one can be had.
     async fn changing(&self) -> Result<Object, Answer> {
-        Ok(self.changes.get().await?)
+        taken_from(&self.changes).await
     }
+}
+
+/// A login that is under way goes on when nobody waits for it any more, so it keeps its place in the pool as well.
+async fn taken_from(pool: &Database) -> Result<Object, Answer> {
+    let pool = pool.clone();
+    answer::to_the_end(async move { Ok(pool.get().await?) }).await
 }
 
 impl Deref for Inside {

@@ -8,6 +8,7 @@ use super::support::daemon::{Daemon, backfilld};
 use super::support::database::{Database, connect};
 use super::support::proxy::Proxy;
 use super::support::server::{Server, shared};
+use super::support::wire::{Fate, Moment, Statement, Wire};
 use super::support::{job_file, until};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -156,4 +157,23 @@ async fn with_replicas_alone_it_says_that_none_takes_writes() {
     for part in ["does not allow writes", "name the primary"] {
         assert!(run.stderr.contains(part), "{part:?}: {run:?}");
     }
+}
+
+/// A pooler says it so whose server is away, and so does a server that stops just then.
+#[tokio::test]
+async fn a_server_that_ends_the_session_in_answer_to_its_first_question_is_waited_for() {
+    let database = Database::create().await;
+    let client = database.connect().await;
+    let wire = Wire::start(shared().port());
+    let to_come = wire.hold(Moment::Before, 1, Statement { parts: &["pg_walfile_name"], after: &[] });
+    let mut daemon = Daemon::start(&wire.url(database.name()), &[]);
+    let held = to_come.reached(|| daemon.log()).await;
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+               WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    client.batch_execute(end).await.unwrap();
+    held.let_go(Fate::Passed);
+    let told = daemon.wait_for_log("waiting for the database", PATIENCE);
+    assert!(told.contains("terminating connection due to administrator command"), "{told}");
+    daemon.wait_for_log("started", PATIENCE);
+    assert!(daemon.stop().success(), "{}", daemon.log());
 }

@@ -4,8 +4,11 @@ use std::io::Write as _;
 use std::net::TcpStream;
 
 use super::{PATIENCE, Scene, TOKEN, ask, raw};
+use crate::metrics::address;
 use crate::support::daemon::Daemon;
 use crate::support::database::Database;
+use crate::support::proxy::Proxy;
+use crate::support::server::shared;
 use crate::support::until;
 
 const PAUSE: &str = "/api/v1/jobs/fill/pause";
@@ -284,6 +287,33 @@ async fn whoever_asks_and_hangs_up_has_no_more_of_the_servers_sessions_than_othe
         (scene.ask("GET", "/api/v1/jobs/fill", &[], "").status == 200).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn whoever_asks_and_hangs_up_while_the_server_hangs_opens_no_more_connections_than_others() {
+    let database = Database::create().await;
+    let proxy = Proxy::start(shared().port());
+    let daemon = Daemon::start(&proxy.url(database.name()), &[]);
+    let address = address(&daemon);
+    daemon.wait_for_log("started", PATIENCE);
+    proxy.fall_silent();
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
+    let before = open();
+    for _ in 0..40 {
+        let asking: Vec<TcpStream> = (0..5)
+            .map(|_| {
+                let mut stream = TcpStream::connect(&address).unwrap();
+                write!(stream, "GET /api/v1/jobs/fill HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
+                stream
+            })
+            .collect();
+        // Those that came before have been seen by the daemon when it answers this.
+        assert_eq!(ask(&address, "GET", "/healthz", &[], "").status, 200);
+        drop(asking);
+    }
+    // Some of those that have just hung up are still there, and what else has connected meanwhile.
+    let more = open().saturating_sub(before);
+    assert!(more < 30, "{more} more files are open");
 }
 
 #[tokio::test]
