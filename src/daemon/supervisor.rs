@@ -408,28 +408,21 @@ impl Supervisor {
     }
 
     fn database_answers(&mut self) {
-        if self.failures > 0 {
-            tracing::info!(failures = self.failures, "the database answers again");
-        }
-        self.failures = 0;
         self.systemd.trouble(None);
         metrics::database_up(true);
-        self.shown.health.send_if_modified(|health| {
-            let changed = *health != Health::Ready;
-            *health = Health::Ready;
-            changed
-        });
+        let health = &self.shown.health;
+        health.send_if_modified(|health| std::mem::replace(health, Health::Ready) != Health::Ready);
+        // Last: whoever reads it finds the rest so.
+        let failures = std::mem::take(&mut self.failures);
+        if failures > 0 {
+            tracing::info!(failures, "the database answers again");
+        }
     }
 
     fn database_fails(&mut self, error: &TurnError) {
         self.failures = self.failures.saturating_add(1);
         let wait = backoff::wait(self.failures, LONGEST_WAIT_TO_CONNECT, fastrand::f64());
         self.rest_until = Instant::now() + wait;
-        if self.failures == 1 {
-            tracing::warn!(%error, "the database does not answer as it should; trying again");
-        } else {
-            tracing::debug!(%error, failures = self.failures, "the database does not answer as it should");
-        }
         // One of them may be the cause: inside a failed transaction, or read-only since a failover.
         self.database.discard_idle();
         if error.is_read_only() {
@@ -443,6 +436,11 @@ impl Supervisor {
         }
         self.systemd.trouble(Some(format!("Waiting for the database: {error}")));
         self.shown.health.send_replace(Health::NotReady(error.to_string()));
+        if self.failures == 1 {
+            tracing::warn!(%error, "the database does not answer as it should; trying again");
+        } else {
+            tracing::debug!(%error, failures = self.failures, "the database does not answer as it should");
+        }
     }
 
     /// Rests or goes on, and says so.

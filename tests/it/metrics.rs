@@ -216,7 +216,11 @@ async fn health_is_of_the_process_and_readiness_of_the_database() {
     assert_eq!(value(&get(&address, "/metrics").1, "backfilld_database_up"), Some(0.0));
     server.start_again();
     daemon.wait_for_log("the database answers again", PATIENCE);
-    assert_eq!(get(&address, "/readyz").0, "HTTP/1.1 200 OK");
+    // If that took long, a probe has to be answered first.
+    until("it to be ready again", PATIENCE, async || {
+        (get(&address, "/readyz").0 == "HTTP/1.1 200 OK").then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
