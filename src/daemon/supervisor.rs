@@ -1,5 +1,6 @@
 //! The daemon's one loop: looks what the database says, starts what should run, and ends it all.
 
+mod farewell;
 mod intake;
 mod progress;
 mod reload;
@@ -10,7 +11,6 @@ mod tests;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use futures_util::future;
 use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::{mpsc, watch};
@@ -32,10 +32,9 @@ use crate::http::Health;
 use crate::http::history::History;
 use crate::state::slice::{self, Claim};
 use crate::state::split::Rest;
-use crate::state::{
-    Actor, State, StateError, daemon, event, finish, is_still_current, job, pass, status, sync_trigger,
-};
+use crate::state::{Actor, State, StateError, event, is_still_current, job, pass, status, sync_trigger};
 use crate::throttle::watched::Watched;
+use farewell::FAREWELLS;
 use intake::Wanted;
 
 /// How often the database is asked when nothing is heard from it.
@@ -44,10 +43,6 @@ const POLL_EVERY: Duration = Duration::from_secs(1);
 const MEASURE_EVERY: Duration = Duration::from_secs(5);
 /// Longer than anything that a turn asks for may take, by the timeouts that the server enforces.
 const TURN_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long the last words to the database may take.
-const FAREWELL_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long all that is said at the end may take: five things, each as long.
-const FAREWELLS: Duration = FAREWELL_TIMEOUT.saturating_mul(5);
 /// How long it may take to tell of the last jobs, where no daemon may be there afterwards.
 const LAST_NOTIFICATIONS: Duration = Duration::from_secs(30);
 /// After so many turns in a row a permanent error is taken for one: a failover or an upgrade of the
@@ -462,57 +457,6 @@ impl Supervisor {
         let Ok(client) = self.database.get().await else { return };
         if let Err(error) = event::record(&**client, &self.state, None, kind, &self.actor, reason).await {
             tracing::warn!(%error, "event not written");
-        }
-    }
-
-    /// Lets the batches in flight end, for as long as the grace allows.
-    async fn stop(mut self) -> Ending {
-        let grace = self.options.settings.daemon.shutdown_grace;
-        tracing::info!(batches_in_flight = self.workers.len(), grace = ?grace, "stopping");
-        self.systemd.stopping(grace.saturating_add(FAREWELLS));
-        // What was broken off may have left a connection in the middle of something.
-        self.database.discard_idle();
-        self.mode.send_replace(Mode::Resting);
-        let workers = &mut self.workers;
-        let batches_ended = async { while workers.join_next().await.is_some() {} };
-        let all_ended = future::join(timeout(grace, batches_ended), self.finisher.finish(grace));
-        if let (Err(_), _) | (_, false) = all_ended.await {
-            tracing::warn!(batches_in_flight = self.workers.len(), grace = ?grace,
-                           "stopped before the batches in flight ended; the server rolls them back");
-            return Ending::GraceOver;
-        }
-        self.goodbye("asked to stop").await;
-        Ending::Stopped
-    }
-
-    /// The last words to the database; it may be gone, so not for long.
-    async fn goodbye(mut self, reason: &str) {
-        self.finisher.finish(FAREWELL_TIMEOUT).await;
-        self.throttle.finish(FAREWELL_TIMEOUT).await;
-        self.notifier.finish(Last::Once, FAREWELL_TIMEOUT).await;
-        self.keeper.finish(FAREWELL_TIMEOUT).await;
-        // One that was given up while it waited for a server that no longer answers is among them.
-        self.database.discard_idle();
-        let farewell = async {
-            let client = self.database.get().await?;
-            // What another daemon of this name holds is not this one's to hand back.
-            if daemon::seen(&**client, &self.state, &self.name, self.started_at, "stopped").await? {
-                slice::release_all(&**client, &self.state, &self.name).await?;
-                finish::release_all(&**client, &self.state, &self.name).await?;
-            }
-            event::record(&**client, &self.state, None, "daemon stopped", &self.actor, reason).await?;
-            Ok::<(), TurnError>(())
-        };
-        let farewell = timeout(FAREWELL_TIMEOUT, farewell).await;
-        self.database.close();
-        match farewell {
-            Ok(Ok(())) => tracing::info!(reason, "stopped, every slice handed back"),
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "stopped; the database was not told, and leases run out by themselves");
-            }
-            Err(_) => {
-                tracing::warn!("stopped; the database does not answer, and leases run out by themselves");
-            }
         }
     }
 }

@@ -19,12 +19,10 @@ pub(super) fn drive(
     connection: impl Future<Output: Send> + Send + 'static,
     cut: impl Future<Output = ()> + Send + 'static,
 ) {
-    DRIVEN.spawn(async {
-        tokio::select! {
-            _ = connection => {}
-            () = cut => {}
-        }
-    });
+    let driven = async {
+        let _ = connection.await;
+    };
+    DRIVEN.spawn(either(driven, cut));
 }
 
 /// Logs in to the end, also for somebody who does not wait for it any more: a login that is broken off is a session that was
